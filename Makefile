@@ -1,0 +1,87 @@
+# make demo   the whole study on the simulated recording; make test   everything that is checked.
+# An active environment (venv or conda, not conda's base) is used and brought in line with requirements.lock;
+# without one, .venv is created.
+STUDY ?= demo
+SEED ?= 0
+PYTHON ?= python3
+UV ?= uv
+
+ifeq ($(CONDA_DEFAULT_ENV),base)
+CONDA_PREFIX :=
+endif
+ENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),.venv)
+PY := "$(ENV)/bin/python"
+CODE := sgdm_utils tests tools $(wildcard notebooks)
+STRIP := $(PY) -m nbstripout --keep-output --keep-count \
+	--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
+
+.PHONY: help demo smoke study test lint unit notebooks-test lab report notebooks lock clean environment
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: STUDY = demo
+demo: environment ## run notebooks 00 to 07 on the simulated recording and print where the report is
+	@$(run-study)
+
+smoke: STUDY = smoke
+smoke: environment ## run the same chain in about a minute; its numbers mean nothing
+	@$(run-study)
+
+study: environment ## run the study that a file in config/ describes: make study STUDY=my_bids
+	@$(run-study)
+
+define run-study
+$(PY) -m snakemake --profile config/profiles/local --config study=$(STUDY) \
+	|| { echo "make: study $(STUDY) is not complete. What went wrong stands above, else it is told by:" >&2; \
+	echo "  snakemake --cores 1 --config study=$(STUDY)" >&2; exit 1; }
+$(PY) -c "from sgdm_utils import paths; print('Report:', paths.report_dir('$(STUDY)') / 'index.html')"
+endef
+
+test: lint unit notebooks-test ## check the code, run the tests, execute all notebooks and compare their results
+
+lint: environment
+	$(PY) -m ruff check $(CODE)
+	$(PY) -m ruff format --check $(CODE)
+
+unit: environment
+	$(PY) -m pytest tests
+
+notebooks-test: environment
+	$(PY) tests/check_notebooks.py
+
+lab: environment ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab notebooks
+
+report: environment ## draw figures and page of a study anew from its tables: make report STUDY=demo SEED=0
+	$(PY) -m sgdm_utils.run 07_figures --study $(STUDY) --seed $(SEED)
+
+notebooks: environment ## maintainers: put the outputs of the last make demo into notebooks/
+	$(PY) tools/adopt_outputs.py
+	$(STRIP) notebooks/*.ipynb
+
+lock: ## maintainers: renew requirements.lock from pyproject.toml (needs uv)
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header -o requirements.lock
+
+clean: ## remove computed data, executed copies and caches; keeps raw data, tables, figures and .venv
+	rm -rf data/derived reports/*/executed .snakemake .pytest_cache .ruff_cache
+
+environment:
+	@if [ "$(ENV)" = .venv ] && [ ! -x .venv/bin/python ]; then \
+		"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+			echo "make: Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$("$(PYTHON)" --version 2>&1)." >&2; \
+			echo "make: name another one, e.g.: make demo PYTHON=python3.11" >&2; exit 1; }; \
+		echo "Creating .venv"; \
+		"$(PYTHON)" -m venv .venv || { rm -rf .venv; \
+			echo "make: no virtual environment could be made (on Debian and Ubuntu: install python3-venv)" >&2; \
+			exit 1; }; \
+	fi
+	@stamp="$(ENV)/.sgdm-installed"; state="$$(cksum requirements.lock pyproject.toml; pwd)"; \
+	if [ "$$state" != "$$(cat "$$stamp" 2>/dev/null)" ]; then \
+		echo "Installing the locked packages into $(ENV) (the first time: a few gigabytes, some minutes)"; \
+		$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; \
+		$(PY) -m pip install --require-hashes -r requirements.lock \
+		&& $(PY) -m pip install --no-deps --no-build-isolation -e . \
+		&& echo "$$state" > "$$stamp"; \
+	fi

@@ -1,0 +1,86 @@
+# The graph of the study: which notebook runs after which, for each subject and each training seed.
+#
+#   snakemake --cores 1 --config study=demo          run what is missing or out of date
+#   snakemake --cores 1 --config study=demo -n       show what would run, and why
+#   snakemake --profile config/profiles/slurm ...    the same on a cluster
+#
+# A step runs again when its notebook, a helper module that the notebook imports, the locked packages or a
+# parameter has changed, or one of its inputs runs again. Comments, stored outputs and dates do not count.
+import shlex
+import sys
+
+from sgdm_utils import config as study_config
+from sgdm_utils import digests, paths, provenance
+
+
+workdir: str(paths.project_root())
+
+
+PYTHON = shlex.quote(sys.executable)
+TRAINING = {"encoder_pretrained", "encoder", "structure", "pipeline"}
+
+try:
+    STUDY = study_config.load(str(config.get("study", "demo")))
+    PLAN = study_config.plan(STUDY)
+    PARAMETERS = {step: study_config.resolve(STUDY, step) for step in PLAN}
+except study_config.ConfigError as error:
+    sys.exit(f"{error}")  # written to stderr also where the engine was told to be quiet
+
+# Somebody may have run a notebook by hand, with other parameters, or damaged a file: the engine would
+# not see that, the manifests do.
+for step in PLAN:
+    provenance.forget_unless_current(step.artifact, PARAMETERS[step])
+
+
+def content(step):
+    """The file of a result that changes when, and only when, the result does."""
+    return paths.relative(step.artifact / provenance.CONTENT)
+
+
+def earlier(step):
+    """What a step may read: the stages before it, of its own subject and seed where it has one."""
+    order = list(paths.STAGES)
+    return [
+        content(other)
+        for other in PLAN
+        if order.index(other.stage) < order.index(step.stage)
+        and (None in (step.subject, other.subject) or step.subject == other.subject)
+        and other.seed in (None, step.seed)
+    ]
+
+
+def page(step):
+    """The page that the last step writes beside its artifact."""
+    return [paths.relative(paths.report_dir(STUDY.study) / "index.html")] if step is PLAN[-1] else []
+
+
+rule all:
+    default_target: True
+    input:
+        [content(step) for step in PLAN],
+        page(PLAN[-1]),
+
+
+for step in PLAN:
+
+    rule:
+        name:
+            "_".join(
+                filter(None, [step.notebook, step.subject, step.seed is not None and f"seed{step.seed}"])
+            )
+        input:
+            earlier(step),
+            notebook=ancient(paths.relative(paths.notebook_path(step.notebook))),
+        output:
+            content(step),
+            page(step),
+        log:
+            paths.relative(step.executed),
+        params:
+            code=digests.notebook_code_digest(step.notebook),
+            parameters=study_config.parameters_digest(STUDY, step),
+            command=step.command.removeprefix("python "),
+        resources:
+            **({"gpu": 1} if step.stage in TRAINING else {}),
+        shell:
+            "{PYTHON} {params.command}"

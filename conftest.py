@@ -1,0 +1,12 @@
+"""What holds for tests and for notebooks alike when pytest runs them."""
+
+import os
+
+# Set before any library starts its threads; two is what the smallest machine in mind has.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def pytest_collectstart(collector):
+    """Let nbval compare what is the same on every machine: no warnings, no styled tables."""
+    if hasattr(collector, "skip_compare"):
+        collector.skip_compare += ("stderr", "text/html")

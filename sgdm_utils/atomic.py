@@ -1,0 +1,204 @@
+"""Writing that is whole or not there.
+
+Folders and files appear under their name only when they are complete.
+
+A writer fills a hidden folder beside its target and holds a lock on it. At the end everything is
+flushed to the disk and the folder takes the target's name. A process that is killed leaves a hidden
+folder whose lock nobody holds; the next writer of the same target removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_CHUNK = 1 << 20  # bytes read at once for a digest
+_TOKEN_BYTES = 6
+_TOKEN_GLOB = "[0-9a-f]" * (2 * _TOKEN_BYTES)
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Write a folder so that readers see the old one or the whole new one.
+
+    Parameters
+    ----------
+    target : Path
+        Folder to create or to replace.
+
+    Yields
+    ------
+    Path
+        An empty folder beside `target`, to be filled. When the block ends well it takes the name
+        `target`; when the block raises it is removed and `target` stays as it was.
+
+    Notes
+    -----
+    Two writers at once each fill a folder of their own; the one that finishes last stays.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
+    part = target.parent / f".{target.name}.{secrets.token_hex(_TOKEN_BYTES)}.part"
+    lock = FileLock(f"{part}.lock")
+    with lock:  # taken before the folder exists: a folder without a held lock is a leftover
+        part.mkdir()
+        try:
+            yield part
+            _flush(part)
+            _publish(part, target)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                error.add_note(
+                    f"The disk is full: {target} was not replaced and what had been written was "
+                    "removed. "
+                    "Free some space, or set SGDM_DATA to a folder on a larger disk, and run again."
+                )
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Write one file so that readers see the old one or the whole new one.
+
+    Parameters
+    ----------
+    target : Path
+        File to create or to replace; its folder is made if need be.
+
+    Yields
+    ------
+    Path
+        A path beside `target` with the same suffix, to be written.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.parent / f".{target.stem}.{secrets.token_hex(_TOKEN_BYTES)}.part{target.suffix}"
+    try:
+        yield part
+        _fsync(part)
+        os.replace(part, target)
+        _fsync(target.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def recover(target: Path) -> None:
+    """Give `target` its folder back if a writer was killed between the two renames."""
+    target = Path(target)
+    if _holds_something(target) or not target.parent.is_dir() or not _retired(target):
+        return
+    with _publishing(target):
+        retired = _retired(target)
+        if not _holds_something(target) and retired:
+            os.rename(max(retired, key=lambda path: path.stat().st_mtime), target)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return the files below `folder` in a fixed order, without JupyterLab's checkpoints."""
+    folder = Path(folder)
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and ".ipynb_checkpoints" not in path.relative_to(folder).parts
+    )
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content as hexadecimal text."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_folder(folder: Path) -> str:
+    """Return one SHA-256 for the names and contents of all files below `folder`."""
+    folder = Path(folder)
+    return digest_listing(
+        {p.relative_to(folder).as_posix(): digest_file(p) for p in list_files(folder)}
+    )
+
+
+def digest_listing(listing: dict[str, str]) -> str:
+    """Return one SHA-256 for a mapping of names to digests, whatever its order."""
+    text = "".join(f"{name}\0{listing[name]}\n" for name in sorted(listing))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _publish(part: Path, target: Path) -> None:
+    """Let `part` take the place of `target`, which steps aside: a full folder blocks a rename."""
+    with _publishing(target):
+        retired = target.parent / f".{target.name}.{secrets.token_hex(_TOKEN_BYTES)}.old"
+        replaced = target.exists()
+        if replaced:
+            os.rename(target, retired)
+        try:
+            os.rename(part, target)
+        except OSError:
+            if replaced:
+                os.rename(retired, target)
+            raise
+        _fsync(target.parent)
+        for old in _retired(target):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the unfinished folders of writers that are gone."""
+    recover(target)
+    for part in target.parent.glob(f".{target.name}.{_TOKEN_GLOB}.part"):
+        lock = FileLock(f"{part}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue  # its writer is alive
+        shutil.rmtree(part, ignore_errors=True)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _holds_something(folder: Path) -> bool:
+    """Tell a result from nothing; workflow engines make empty folders for what they expect."""
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _retired(target: Path) -> list[Path]:
+    return list(target.parent.glob(f".{target.name}.{_TOKEN_GLOB}.old"))
+
+
+def _publishing(target: Path) -> FileLock:
+    return FileLock(target.parent / f".{target.name}.lock")
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise ValueError(
+                f"{path} is a link: an artifact holds its own files only, write the content itself"
+            )
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    flags = os.O_RDONLY if os.name == "posix" else os.O_RDWR
+    if path.is_dir() and os.name != "posix":
+        return  # only POSIX systems open folders
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

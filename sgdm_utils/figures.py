@@ -1,0 +1,233 @@
+"""One style and one set of colours for all figures, and the plots that notebooks share.
+
+Chance is always drawn, conditions keep their colour everywhere, maps are perceptually uniform. Plot
+functions draw and return nothing; the notebook calls `plt.show()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import mne
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+# Okabe-Ito based, distinguishable with colour-vision deficiency; the same meaning in every figure
+COLOURS = {
+    "seen": "#222222",
+    "eeg": "#0072B2",
+    "shuffled_eeg": "#9A9A9A",
+    "mean_image": "#C9B18F",
+    "class_only": "#CC79A7",
+    "oracle": "#009E73",
+    "no_structure": "#56B4E9",
+    "shuffled_structure": "#E69F00",
+    "oracle_structure": "#44AA66",
+    "chance": "#777777",
+}
+STAGE_COLOURS = {"early": "#D55E00", "shape": "#E69F00", "semantic": "#0072B2", "onset": "#777777"}
+
+
+def use_style() -> None:
+    """Apply the study's figure style. Call it once at the top of a notebook."""
+    sns.set_theme(context="notebook", style="ticks", font_scale=0.85)
+    plt.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "image.cmap": "cividis",
+            "image.interpolation": "nearest",
+            "legend.frameon": False,
+        }
+    )
+
+
+def draw_chance(ax: plt.Axes, value: float, label: str = "chance", vertical: bool = False) -> None:
+    """Dashed line at the chance level."""
+    line = ax.axvline if vertical else ax.axhline
+    line(value, color=COLOURS["chance"], linestyle="--", linewidth=1, label=label, zorder=0)
+
+
+def show_picture(ax: plt.Axes, picture: np.ndarray, title: str = "", **kwargs) -> None:
+    """One picture without axes; two-dimensional arrays in shades of grey."""
+    if picture.ndim == 2:
+        kwargs = {"cmap": "gray", "vmin": 0, "vmax": 1} | kwargs
+    ax.imshow(picture, **kwargs)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    sns.despine(ax=ax, left=True, bottom=True)
+    if title:
+        ax.set_title(title, fontsize=7, pad=2)
+
+
+def picture_rows(
+    rows: Mapping[str, Sequence[np.ndarray]],
+    titles: Sequence[str] | None = None,
+    cell: float = 0.9,
+) -> None:
+    """A grid of pictures: one labelled row for each condition, one column for each item."""
+    n = max(len(r) for r in rows.values())
+    _, axes = plt.subplots(
+        len(rows), n, figsize=(cell * n + 1.2, cell * 1.03 * len(rows) + 0.3), squeeze=False
+    )
+    for axis_row, (label, pictures) in zip(axes, rows.items(), strict=True):
+        for ax in axis_row[len(pictures) :]:
+            ax.axis("off")
+        for ax, picture in zip(axis_row, pictures, strict=False):
+            show_picture(ax, picture)
+        axis_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    for ax, title in zip(axes[0], titles or [], strict=False):
+        ax.set_title(title, fontsize=6.5, pad=2)
+
+
+def picture_grid(
+    pictures: np.ndarray, table: pd.DataFrame, split: str, n: int = 24, columns: int = 12
+) -> None:
+    """The first scenes and tangrams of a split, half and half, with their captions' concept."""
+    here = table[table["split"] == split]
+    kinds = [g.index[: n // here["kind"].nunique()] for _, g in here.groupby("kind")]
+    rows = np.concatenate(kinds)
+    _, axes = plt.subplots(-(-len(rows) // columns), columns, figsize=(columns * 0.95, 2.2))
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, row in zip(axes.flat, rows, strict=False):
+        show_picture(ax, pictures[row], table["concept"].loc[row].replace(" tangram", ""))
+
+
+def structure_grid(stimuli, split: str, n: int = 12) -> None:
+    """Pictures, silhouettes, edges and pieces of a split, scenes first."""
+    here = stimuli.table[stimuli.table["split"] == split]
+    rows = np.concatenate([g.index[: n // 2] for _, g in here.groupby("kind")])
+    pieces = plt.get_cmap("tab10")(stimuli.pieces[rows])[..., :3]
+    pieces[stimuli.pieces[rows] == 0] = 1.0
+    picture_rows(
+        {
+            "picture": stimuli.pictures[rows],
+            "silhouette": stimuli.silhouettes[rows].astype(float),
+            "edges": stimuli.edges[rows].astype(float),
+            "pieces": pieces,
+        }
+    )
+
+
+def brain_stages(brain, info: mne.Info) -> None:
+    """Strength of each stage of a simulated brain over the scalp and over time."""
+    eeg = mne.pick_info(info, mne.pick_types(info, eeg=True))
+    stages = ["early", "shape", "semantic"]
+    fig, axes = plt.subplots(1, 4, figsize=(10, 2.5), width_ratios=[1, 1, 1, 2.2])
+    times = np.arange(brain.time_courses.shape[1]) / info["sfreq"] * 1000
+    for ax, stage in zip(axes, stages, strict=False):
+        rows = brain.stage == stage
+        strength = np.sqrt((brain.topographies[:, rows] ** 2).sum(1)) * 1e6
+        mne.viz.plot_topomap(strength, eeg, axes=ax, show=False, cmap="cividis", contours=4)
+        ax.set_title(stage, color=STAGE_COLOURS[stage])
+        course = np.sqrt((brain.time_courses[rows] ** 2).mean(0))
+        axes[-1].plot(times, course / course.max(), color=STAGE_COLOURS[stage], label=stage)
+    axes[-1].set(xlabel="time from onset (ms)", ylabel="strength (of its maximum)", xlim=(0, 500))
+    axes[-1].legend()
+
+
+def raw_excerpt(
+    raw: mne.io.BaseRaw, events: pd.DataFrame, start_s: float, stop_s: float, n_channels: int = 9
+) -> None:
+    """A few channels of continuous EEG with picture onsets."""
+    eeg = mne.pick_types(raw.info, eeg=True, eog=False, exclude=[])
+    picks = eeg[np.linspace(0, len(eeg) - 1, min(n_channels, len(eeg))).astype(int)]
+    picks = [*picks, *mne.pick_types(raw.info, eog=True)]
+    stop_s = min(stop_s, raw.times[-1])
+    data, times = raw[picks, raw.time_as_index(start_s)[0] : raw.time_as_index(stop_s)[0]]
+    data = (data - np.median(data, axis=1, keepdims=True)) * 1e6
+    _, ax = plt.subplots(figsize=(10, 3.6))
+    step = 120.0
+    for i, (pick, x) in enumerate(zip(picks, data, strict=True)):
+        colour = "#D55E00" if raw.get_channel_types([pick])[0] == "eog" else COLOURS["seen"]
+        ax.plot(times, np.clip(x, -200, 200) - i * step, linewidth=0.6, color=colour)
+    for onset in events["onset_s"][events["onset_s"].between(start_s, stop_s)].unique():
+        ax.axvline(onset, color="#CCCCCC", linewidth=0.6, zorder=0)
+    ax.set_yticks([-i * step for i in range(len(picks))], [raw.ch_names[p] for p in picks])
+    ax.set(xlabel="time (s)", xlim=(start_s, stop_s), title=f"channels {step:g} microvolt apart")
+
+
+def spectra(raws: Mapping[str, mne.io.BaseRaw]) -> None:
+    """Power spectral densities side by side, one line for each EEG channel."""
+    _, axes = plt.subplots(1, len(raws), figsize=(10, 2.6), sharey=True, squeeze=False)
+    for ax, (name, raw) in zip(axes[0], raws.items(), strict=True):
+        fmax = min(80.0, raw.info["sfreq"] / 2)
+        psd = raw.compute_psd("welch", fmin=0.3, fmax=fmax, n_fft=2048 if raw.n_times > 2048 else 512, picks="eeg", verbose="error")
+        power = 10 * np.log10(psd.get_data() * 1e12 + 1e-6)
+        ax.plot(psd.freqs, power.T, color=COLOURS["eeg"], alpha=0.25, linewidth=0.6)
+        ax.plot(psd.freqs, np.median(power, axis=0), color=COLOURS["seen"], linewidth=1.2)
+        ax.set(title=name, xlabel="frequency (Hz)", ylim=(-45, 45))
+    axes[0, 0].set_ylabel("power (dB, µV²/Hz)")
+
+
+def ica_components(ica: mne.preprocessing.ICA, scores: np.ndarray, n: int = 6) -> None:
+    """Scalp maps of the components that follow the EOG most; excluded ones in red."""
+    strength = scores.max(0)
+    order = np.argsort(-strength)[:n]
+    maps = ica.get_components()
+    _, axes = plt.subplots(1, len(order), figsize=(1.6 * len(order), 1.9))
+    for ax, k in zip(np.atleast_1d(axes), order, strict=True):
+        mne.viz.plot_topomap(maps[:, k], ica.info, axes=ax, show=False, cmap="RdBu_r", contours=0)
+        out = k in ica.exclude
+        ax.set_title(
+            f"IC {k}, r = {strength[k]:.2f}" + ("\nexcluded" if out else "\nkept"),
+            color="#B2182B" if out else COLOURS["seen"], fontsize=8,
+        )  # fmt: skip
+
+
+def evoked(eeg_uv: np.ndarray, info: mne.Info, times: np.ndarray) -> None:
+    """Average over trials with scalp maps at the strongest moments after onset."""
+    average = mne.EvokedArray(eeg_uv.mean(0) * 1e-6, info, tmin=times[0], nave=len(eeg_uv))
+    if len(info["ch_names"]) < 8:
+        _, ax = plt.subplots(figsize=(8, 2.6))
+        ax.plot(times * 1000, average.data.T * 1e6, label=info["ch_names"])
+        ax.legend(ncols=4)
+    else:
+        fig, axes = plt.subplots(1, 5, figsize=(10, 2.6), width_ratios=[2.6, 1, 1, 1, 1])
+        ax = axes[0]
+        ax.plot(times * 1000, average.data.T * 1e6, color=COLOURS["eeg"], alpha=0.35, linewidth=0.7)
+        moments = np.array([0.10, 0.155, 0.23, 0.35])
+        limit = np.abs(average.data).max() * 1e6
+        for topo, t in zip(axes[1:], moments, strict=True):
+            values = average.data[:, np.abs(times - t).argmin()] * 1e6
+            mne.viz.plot_topomap(
+                values, info, axes=topo, show=False, cmap="RdBu_r", vlim=(-limit, limit), contours=0
+            )
+            topo.set_title(f"{t * 1000:.0f} ms")
+    ax.axvline(0, color="#BBBBBB", linewidth=0.8)
+    ax.set(xlabel="time from onset (ms)", ylabel="µV", title=f"average of {len(eeg_uv)} trials")
+
+
+def ceiling_maps(
+    ceilings: Mapping[str, np.ndarray], times: np.ndarray, ch_names: Sequence[str], chance: float
+) -> None:
+    """Reliability over channels and time, one panel for each stage of cleaning, and their means."""
+    fig, axes = plt.subplots(
+        1, len(ceilings) + 1, figsize=(11, 3.0), width_ratios=[*[1] * len(ceilings), 1.2]
+    )
+    top = max(c.max() for c in ceilings.values())
+    extent = (times[0] * 1000, times[-1] * 1000, len(ch_names) - 0.5, -0.5)
+    styles = [("#9A9A9A", "-"), (COLOURS["eeg"], "-"), (COLOURS["seen"], ":")]
+    for ax, (name, c), (colour, line) in zip(axes, ceilings.items(), styles, strict=False):
+        image = ax.imshow(c, aspect="auto", vmin=0, vmax=top, extent=extent)
+        ax.set(title=name, xlabel="time (ms)", ylabel="channel" if ax is axes[0] else "")
+        axes[-1].plot(times * 1000, c.mean(0), color=colour, linestyle=line, label=name)
+    fig.colorbar(image, ax=axes[len(ceilings) - 1], label="reliability")
+    draw_chance(axes[-1], chance, "no repetition")
+    axes[-1].axvline(0, color="#BBBBBB", linewidth=0.8)
+    axes[-1].set(xlabel="time (ms)", ylabel="mean over channels")
+    axes[-1].legend(fontsize=7)
+
+
+def learning_curves(history: pd.DataFrame, columns: Mapping[str, str], ylabel: str) -> None:
+    """Training curves: one line for each column of a history table with a `step` column."""
+    _, ax = plt.subplots(figsize=(6, 2.6))
+    for column, colour in columns.items():
+        ax.plot(history["step"], history[column], color=colour, label=column)
+    ax.set(xlabel="step", ylabel=ylabel)
+    ax.legend()

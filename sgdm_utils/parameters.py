@@ -1,0 +1,167 @@
+"""What a notebook's parameters cell declares, and whether a value fits the declaration.
+
+The cell is read as Python, not by papermill's pattern, which loses a parameter when its comment
+contains an equals sign or its type is written ``int | None``.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_TAG = "parameters"
+_SIMPLE = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+
+
+class ParameterError(ValueError):
+    """The parameters cell is missing, or a line of it is not ``name: type = literal``."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One declared parameter.
+
+    Attributes
+    ----------
+    name : str
+        Name of the variable.
+    annotation : str
+        Declared type, as written.
+    default : object
+        Value of the literal.
+    help : str
+        Comment on the line.
+    """
+
+    name: str
+    annotation: str
+    default: Any
+    help: str
+
+
+def declared(notebook: Path) -> dict[str, Parameter]:
+    """Return the parameters of a notebook, by name, in the order of their declaration.
+
+    Raises
+    ------
+    ParameterError
+        When the file is no notebook, has no cell tagged ``parameters``, or declares something that
+        is no annotated literal of a known type.
+    """
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ParameterError(f"this is no notebook ({error})") from error
+    tagged = [cell for cell in cells if _TAG in cell.get("metadata", {}).get("tags", [])]
+    if len(tagged) != 1:
+        raise ParameterError(f"{len(tagged)} cells are tagged '{_TAG}' where there must be one")
+    source = tagged[0]["source"]
+    return parse(source if isinstance(source, str) else "".join(source))
+
+
+def parse(source: str) -> dict[str, Parameter]:
+    """Return the parameters that the source of a parameters cell declares, by name.
+
+    Raises
+    ------
+    ParameterError
+        See `declared`.
+    """
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise ParameterError(f"the parameters cell is no valid Python: {error}") from error
+    comments = _comments(source)
+    found: dict[str, Parameter] = {}
+    for statement in statements:
+        text = ast.get_source_segment(source, statement) or ""
+        if not (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and statement.value is not None
+        ):
+            raise ParameterError(f"{text!r} in the parameters cell is not 'name: type = literal'")
+        try:
+            default = ast.literal_eval(statement.value)
+        except ValueError as error:
+            raise ParameterError(
+                f"{text!r}: a parameter is a literal; compute from it in the next cell"
+            ) from error
+        name = statement.target.id
+        annotation = statement.annotation
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            annotation = ast.parse(annotation.value, mode="eval").body
+        comment = comments.get(statement.end_lineno, "")
+        parameter = Parameter(name, ast.unparse(annotation), default, comment)
+        if name in found:
+            raise ParameterError(f"parameter {name!r} is declared twice")
+        if problem := type_problem(parameter, default):
+            raise ParameterError(f"the default of parameter {name!r}: {problem}")
+        found[name] = parameter
+    return found
+
+
+def type_problem(parameter: Parameter, value: Any) -> str | None:
+    """Return what is wrong with `value` for a parameter, and the remedy; None when it fits.
+
+    Raises
+    ------
+    ParameterError
+        When the declared type is none that can be checked.
+    """
+    if _fits(ast.parse(parameter.annotation, mode="eval").body, value):
+        return None
+    problem = (
+        f"{value!r} is of type {type(value).__name__} where "
+        f"{parameter.annotation} is declared (default {parameter.default!r})"
+    )
+    if isinstance(value, str) and _is_number(value):
+        number = float(value)
+        plain = f"{number:.1e}" if "e" in value.lower() else repr(number)
+        return f"{problem}. YAML reads this as text: write {plain}"
+    if isinstance(value, bool):
+        return f"{problem}. YAML reads yes, no, on and off as true and false: put text in quotes"
+    return problem
+
+
+def _fits(annotation: ast.expr, value: Any) -> bool:
+    match annotation:
+        case ast.Constant(value=None):
+            return value is None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _fits(left, value) or _fits(right, value)
+        case ast.Name(id="float"):
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case ast.Name(id="int"):
+            return isinstance(value, int) and not isinstance(value, bool)
+        case ast.Name(id=name) if name in _SIMPLE:
+            return isinstance(value, _SIMPLE[name])
+        case ast.Subscript(value=ast.Name(id="list"), slice=item):
+            return isinstance(value, list) and all(_fits(item, entry) for entry in value)
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[key, item])):
+            return isinstance(value, dict) and all(
+                _fits(key, k) and _fits(item, v) for k, v in value.items()
+            )
+    raise ParameterError(
+        f"type {ast.unparse(annotation)!r} cannot be checked; use str, int, float, bool, "
+        "list[...], "
+        "dict[..., ...] and '| None'"
+    )
+
+
+def _comments(source: str) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,176 @@
+"""What training notebooks share: trials of all subjects in one place, batches, schedules."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sgdm_utils import provenance, splits
+from sgdm_utils.preprocess import average_repetitions
+
+
+@dataclass(frozen=True)
+class TrialSet:
+    """Preprocessed trials of several subjects with the same channels and samples.
+
+    Attributes
+    ----------
+    eeg : float32 array of shape (n_trials, n_channels, n_times)
+    table : DataFrame, one row per trial: `subject`, `subject_index`, `image_id`, `concept`, `split`, ...
+    positions : float32 array of shape (n_channels, 3), unit vectors of the electrodes
+    times : array of shape (n_times,), seconds
+    sfreq : float, Hz
+    artifacts : list of Artifact, the inputs to name in a manifest
+    """
+
+    eeg: np.ndarray
+    table: pd.DataFrame
+    positions: np.ndarray
+    times: np.ndarray
+    sfreq: float
+    artifacts: list
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subjects in the order of `subject_index`."""
+        pairs = self.table[["subject", "subject_index"]].drop_duplicates()
+        return pairs.sort_values("subject_index")["subject"].tolist()
+
+    def averages(
+        self, split: str, max_repetitions: int | None = None
+    ) -> tuple[np.ndarray, pd.DataFrame]:
+        """One averaged epoch for each picture and subject of a split.
+
+        Returns
+        -------
+        eeg : float32 array of shape (n_subjects * n_images, n_channels, n_times)
+        table : DataFrame with `subject`, `subject_index`, `image_id`, `concept`, `n_averaged`
+        """
+        rows = np.flatnonzero(self.table["split"] == split)
+        if not len(rows):
+            raise ValueError(f"no trial in split {split!r}")
+        eeg, table = average_repetitions(self.eeg, self.table, rows, max_repetitions)
+        index = {s: i for i, s in enumerate(self.subjects)}
+        return eeg, table.assign(subject_index=table["subject"].map(index))
+
+
+def load_trials(study: str, subjects: Sequence[str]) -> TrialSet:
+    """Read the `preprocessing` artifacts of several subjects, asserting that they fit together.
+
+    Raises
+    ------
+    ValueError
+        If channels or samples differ between subjects.
+    sgdm_utils.splits.SplitError
+        If the split leaks.
+    """
+    from sgdm_utils.encoders import electrode_positions
+
+    eeg, tables, artifacts, first = [], [], [], None
+    for i, subject in enumerate(subjects):
+        artifact = provenance.read_artifact(study, subject, "preprocessing")
+        montage = json.loads((artifact / "montage.json").read_text())
+        key = (list(montage["positions_m"]), montage["sfreq"], montage["tmin"])
+        first = first or (subject, key)
+        if key != first[1]:
+            raise ValueError(
+                f"{subject} and {first[0]} differ in channels, sampling rate or epoch: run "
+                "01_preprocessing with the same parameters for both"
+            )
+        eeg.append(np.load(artifact / "eeg.npy", mmap_mode="r"))
+        table = pd.read_parquet(artifact / "trials.parquet").assign(subject_index=i)
+        tables.append(table)
+        artifacts.append(artifact)
+    table = pd.concat(tables, ignore_index=True)
+    splits.assert_split_integrity(table)
+    chs = [{"ch_name": n, "loc": np.array(p)} for n, p in montage["positions_m"].items()]
+    return TrialSet(
+        eeg=np.concatenate(eeg),
+        table=table,
+        positions=electrode_positions(chs),
+        times=np.load(artifacts[0] / "times.npy"),
+        sfreq=montage["sfreq"],
+        artifacts=artifacts,
+    )
+
+
+class AveragingSampler:
+    """Batches of (subject, image) pairs whose repetitions are averaged in random number.
+
+    An epoch visits every pair once. For each visit, a random number of the pair's repetitions is
+    averaged: single trials teach noise, averages teach the answer, and the test set holds averages.
+
+    Parameters
+    ----------
+    trials : TrialSet
+    split : str
+    batch_size : int
+    rng : numpy.random.Generator
+    """
+
+    def __init__(self, trials: TrialSet, split: str, batch_size: int, rng: np.random.Generator) -> None:
+        rows = trials.table[trials.table["split"] == split]
+        grouped = rows.groupby(["subject_index", "image_id"], sort=True)
+        self.members = [g.to_numpy() for g in grouped.groups.values()]
+        keys = list(grouped.groups)
+        self.subject = np.array([k[0] for k in keys])
+        self.image_id = np.array([k[1] for k in keys])
+        self.trials, self.batch_size, self.rng = trials, batch_size, rng
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.members) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
+        """Yields (eeg (batch, n_channels, n_times), subject (batch,), image ids (batch,))."""
+        order = self.rng.permutation(len(self.members))
+        for start in range(0, len(order), self.batch_size):
+            pairs = order[start : start + self.batch_size]
+            batch = np.empty((len(pairs), *self.trials.eeg.shape[1:]), np.float32)
+            for i, pair in enumerate(pairs):
+                members = self.members[pair]
+                k = self.rng.integers(1, len(members) + 1)
+                batch[i] = self.trials.eeg[self.rng.permutation(members)[:k]].mean(0)
+            yield (
+                torch.from_numpy(batch),
+                torch.from_numpy(self.subject[pairs]),
+                self.image_id[pairs],
+            )
+
+
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer, n_steps: int, warmup: int = 20
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then half a cosine down to zero."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, n_steps - warmup))))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@torch.no_grad()
+def embed(encoder, eeg: np.ndarray, subject: np.ndarray, batch: int = 512) -> torch.Tensor:
+    """Apply an encoder to epochs in batches, in evaluation mode.
+
+    Returns
+    -------
+    float32 tensor of shape (n, n_outputs) on the CPU
+    """
+    was_training = encoder.training
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    parts = []
+    for i in range(0, len(eeg), batch):
+        x = torch.from_numpy(np.ascontiguousarray(eeg[i : i + batch])).to(device)
+        s = torch.from_numpy(np.ascontiguousarray(subject[i : i + batch])).to(device)
+        parts.append(encoder(x, s).float().cpu())
+    encoder.train(was_training)
+    return torch.cat(parts)

@@ -1,0 +1,92 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sgdm_utils import config, paths
+
+
+@dataclass(frozen=True)
+class SmokeRun:
+    """The study smoke after a run of its whole chain.
+
+    Attributes
+    ----------
+    config : StudyConfig
+        The study.
+    data, reports : Path
+        What ``SGDM_DATA`` and ``SGDM_REPORTS`` were.
+    """
+
+    config: config.StudyConfig
+    data: Path
+    reports: Path
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Refuse connections to other machines: the tests need none, and must not come to need one."""
+    connect = socket.socket.connect
+
+    def only_here(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            raise OSError(f"a test tried to reach {address[0]}; tests do without the network")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", only_here)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def tmp_study(tmp_path, monkeypatch):
+    """Let artifacts and reports go to a temporary folder; the folder is the fixture's value."""
+    monkeypatch.setenv("SGDM_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("SGDM_REPORTS", str(tmp_path / "reports"))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory) -> SmokeRun:
+    """Run the whole chain of ``config/smoke.yaml`` once, one notebook at a time."""
+    folder = tmp_path_factory.mktemp("smoke")
+    run = SmokeRun(config.load("smoke"), folder / "data", folder / "reports")
+    environment = os.environ | {
+        "SGDM_DATA": str(run.data),
+        "SGDM_REPORTS": str(run.reports),
+        "HF_HUB_OFFLINE": "1",
+    }
+    for step in config.plan(run.config):
+        done = subprocess.run(
+            [sys.executable, *step.command.split()[1:]],
+            cwd=paths.project_root(),
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            pytest.fail(f"{step.command}\n{done.stderr}", pytrace=False)
+    return run
+
+
+@pytest.fixture
+def smoke_study(smoke_run, monkeypatch) -> SmokeRun:
+    """The smoke run, with the environment set so that its artifacts are found."""
+    monkeypatch.setenv("SGDM_DATA", str(smoke_run.data))
+    monkeypatch.setenv("SGDM_REPORTS", str(smoke_run.reports))
+    return smoke_run
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,51 @@
+"""Put the outputs of the last ``make demo`` into the committed notebooks.
+
+Only outputs and execution counts are taken, and only from a run of exactly the cells that stand in
+``notebooks/``: an edit made since is neither lost nor given the outputs of older code.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import nbformat
+
+from sgdm_utils import config, paths
+
+
+def adopt(step: config.Step) -> str | None:
+    """Copy the outputs of one executed notebook; return what stands in the way, if anything."""
+    if not step.executed.is_file():
+        return f"{paths.relative(step.executed)} is not there: run make demo"
+    target = paths.notebook_path(step.notebook)
+    notebook = nbformat.read(target, as_version=4)
+    executed = nbformat.read(step.executed, as_version=4)
+    if len(notebook.cells) != len(executed.cells):
+        return f"{step.notebook} has other cells than its executed copy: run make demo"
+    for number, (cell, done) in enumerate(zip(notebook.cells, executed.cells, strict=True), 1):
+        if cell.source != done.source:
+            return f"cell {number} of {step.notebook} has been edited since it ran: run make demo"
+        if cell.cell_type == "code":
+            if any(output.output_type == "error" for output in done.outputs):
+                return f"cell {number} of {step.notebook} failed: the study has to run through"
+            cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    if "widgets" in executed.metadata:
+        notebook.metadata.widgets = executed.metadata.widgets
+    nbformat.write(notebook, target)
+    return None
+
+
+def main() -> int:
+    """Adopt the outputs of the first subject and the first seed, which are the defaults."""
+    study = config.load("demo")
+    first: dict[str, config.Step] = {}
+    for step in config.plan(study):
+        first.setdefault(step.notebook, step)
+    problems = [problem for step in first.values() if (problem := adopt(step))]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
