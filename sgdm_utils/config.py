@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def load(study: str) -> StudyConfig:
             f"{_suggest(study, there, 'studies')}"
         )
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{paths.relative(path)} is no valid YAML: {error}") from error
     problems = _frame_problems(content)
@@ -320,3 +320,27 @@ def _suggest(name: str, there: list[str], what: str) -> str:
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"The {what} are: {', '.join(there) or 'none'}"
+
+
+def collect(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a running notebook has for its own parameters.
+
+    Parameters
+    ----------
+    notebook : str
+        Stem of the notebook.
+    namespace : mapping
+        Its `globals()`.
+
+    Raises
+    ------
+    ConfigError
+        When a value does not have the declared type (somebody edited or injected it).
+    """
+    values = {}
+    for name, parameter in notebook_parameters(notebook).items():
+        problem = type_problem(parameter, namespace[name])
+        if problem:
+            raise ConfigError(f"notebook {notebook}, parameter {name}: {problem}")
+        values[name] = _as_declared(parameter, namespace[name])
+    return values

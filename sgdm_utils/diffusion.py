@@ -1,78 +1,31 @@
 """Latent diffusion with a ControlNet: the networks, their conditions and the pipeline.
 
-The losses and the denoising loop are shown in notebook 05; the pipeline here repeats the loop for
-those who only want pictures (and notebook 05 checks that both agree).
+The autoencoder of pictures has a module of its own, `autoencoder`. The losses and the denoising
+loop are shown in notebook 05; the pipeline here repeats the loop for those who only want pictures
+(and notebook 05 checks that both agree).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DiffusionPipeline, UNet2DConditionModel
+from diffusers import ControlNetModel, DiffusionPipeline, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from torch.nn import functional as F
 
 
-class PictureVAE(ModelMixin, ConfigMixin):
-    """Autoencoder of pictures: pixel-unshuffle, then diffusers' AutoencoderKL on the small grid.
-
-    Parameters
-    ----------
-    size : int, pixels per side
-    unshuffle : int, factor of the pixel-unshuffle; the latent grid has size / (2 * unshuffle)
-    latent_channels : int
-    block_out_channels : sequence of two int, widths of the two levels
-    """
-
-    @register_to_config
-    def __init__(
-        self,
-        size: int = 64,
-        unshuffle: int = 4,
-        latent_channels: int = 16,
-        block_out_channels: tuple[int, ...] = (64, 96),
-    ) -> None:
-        super().__init__()
-        levels = len(block_out_channels)
-        self.kl = AutoencoderKL(
-            in_channels=3 * unshuffle**2,
-            out_channels=3 * unshuffle**2,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=tuple(block_out_channels),
-            latent_channels=latent_channels,
-            norm_num_groups=16,
-            sample_size=size // unshuffle,
-            mid_block_add_attention=False,
-        )
-        # latents are standardised with train statistics, so that noise has the scale of the signal
-        self.register_buffer("latent_mean", torch.zeros(1, latent_channels, 1, 1))
-        self.register_buffer("latent_std", torch.ones(1, latent_channels, 1, 1))
-
-    def posterior(self, pictures: torch.Tensor):
-        """Diagonal Gaussian over latents, for pictures (batch, 3, size, size) in [-1, 1]."""
-        return self.kl.encode(F.pixel_unshuffle(pictures, self.config.unshuffle)).latent_dist
-
-    def reconstruct(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures in about [-1, 1] from raw (not standardised) latents."""
-        return F.pixel_shuffle(self.kl.decode(latents).sample, self.config.unshuffle)
-
-    def encode(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Standardised mean latents, (batch, latent_channels, grid, grid)."""
-        return (self.posterior(pictures).mode() - self.latent_mean) / self.latent_std
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures in [0, 1], (batch, 3, size, size), from standardised latents."""
-        raw = latents * self.latent_std + self.latent_mean
-        return (self.reconstruct(raw) / 2 + 0.5).clamp(0, 1)
-
-
 class ConditionEmbedder(ModelMixin, ConfigMixin):
     """Turns a CLIP-space embedding into UNet tokens, with a learned "nothing known".
+
+    The noise level says how far the embedding can be trusted, see `shrink`.
 
     Parameters
     ----------
@@ -81,27 +34,50 @@ class ConditionEmbedder(ModelMixin, ConfigMixin):
     """
 
     @register_to_config
-    def __init__(self, embed_dim: int = 128, n_tokens: int = 4, token_dim: int = 128) -> None:
+    def __init__(self, embed_dim: int = 64, n_tokens: int = 4, token_dim: int = 128) -> None:
         super().__init__()
         self.tokens = nn.Sequential(
-            nn.Linear(embed_dim, 256), nn.SiLU(), nn.Linear(256, n_tokens * token_dim)
+            nn.Linear(embed_dim + 1, 256), nn.SiLU(), nn.Linear(256, n_tokens * token_dim)
         )
         self.null_tokens = nn.Parameter(torch.zeros(1, n_tokens, token_dim))
-        self.null_embedding = nn.Parameter(torch.zeros(1, embed_dim))
+        self.null_vector = nn.Parameter(torch.zeros(1, embed_dim + 1))
 
     def forward(
-        self, embedding: torch.Tensor, known: torch.Tensor
+        self, embedding: torch.Tensor, noise: torch.Tensor, known: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (batch, n_tokens, token_dim) and the global vector (batch, embed_dim).
+        """Tokens (batch, n_tokens, token_dim) and the global vector (batch, embed_dim + 1).
 
-        `known` is a bool tensor of shape (batch,); where it is False the learned null stands in.
+        `noise`, float of shape (batch,), is the embedding's noise level in [0, 1]; `known`, bool of
+        shape (batch,), is False where the learned null stands in.
         """
-        tokens = self.tokens(embedding).unflatten(1, self.null_tokens.shape[1:])
+        vector = torch.cat([embedding, noise[:, None].to(embedding.dtype)], dim=1)
+        tokens = self.tokens(vector).unflatten(1, self.null_tokens.shape[1:])
         keep = known[:, None]
         return (
-            torch.where(keep[..., None], tokens, self.null_tokens),
-            torch.where(keep, embedding, self.null_embedding),
+            torch.where(keep[..., None], tokens, self.null_tokens.to(tokens.dtype)),
+            torch.where(keep, vector, self.null_vector.to(vector.dtype)),
         )
+
+
+def shrink(target: torch.Tensor, error: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """What a best linear decoder would say of a standardised target, at a given noise level.
+
+    A regression with correlation r between prediction and target has, if it errs no more than it
+    must, the variance r^2 and the root mean square error s = sqrt(1 - r^2). Such a prediction is ::
+
+        r^2 * target + r * s * error
+
+    Parameters
+    ----------
+    target, error : tensors of shape (batch, dim), both with unit variance
+    noise : tensor of shape (batch,), s in [0, 1]: 0 returns the target, 1 returns zeros
+
+    Returns
+    -------
+    tensor of shape (batch, dim)
+    """
+    s = noise[:, None]
+    return (1 - s**2) * target + s * (1 - s**2).sqrt() * error
 
 
 def make_unet(
@@ -109,8 +85,8 @@ def make_unet(
     grid: int,
     embed_dim: int,
     token_dim: int,
-    block_out_channels: tuple[int, ...] = (96, 160),
-    layers_per_block: int = 2,
+    block_out_channels: tuple[int, ...] = (128, 192),
+    layers_per_block: int = 1,
 ) -> UNet2DConditionModel:
     """A small `UNet2DConditionModel`: tokens by cross-attention, the embedding also beside time."""
     # attention at the coarser levels only: at the finest it costs most and says least
@@ -126,69 +102,105 @@ def make_unet(
         layers_per_block=layers_per_block,
         norm_num_groups=16,
         cross_attention_dim=token_dim,
-        attention_head_dim=32,
+        attention_head_dim=4,  # the number of heads, whatever its name says
         use_linear_projection=True,
         class_embed_type="projection",
-        projection_class_embeddings_input_dim=embed_dim,
+        projection_class_embeddings_input_dim=embed_dim + 1,
     )
 
 
 def make_controlnet(unet: UNet2DConditionModel, map_size: int) -> ControlNetModel:
     """A ControlNet that starts as a copy of the UNet's encoder, for maps folded onto its grid."""
     fold = map_size // unet.config.sample_size
-    return ControlNetModel.from_unet(
+    controlnet = ControlNetModel.from_unet(
         unet,
-        conditioning_channels=2 * fold**2,
-        conditioning_embedding_out_channels=(64,),
+        conditioning_channels=2 * fold**2 + 1,
+        conditioning_embedding_out_channels=(128,),
         load_weights_from_unet=True,
     )
+    # a pretrained UNet must not be disturbed at first; this one knows nothing yet, and a map that
+    # enters with weight zero would only be learned from later
+    controlnet.controlnet_cond_embedding.conv_out.reset_parameters()
+    return controlnet
 
 
-def fold_maps(maps: torch.Tensor, grid: int) -> torch.Tensor:
-    """Structure maps (batch, 2, size, size) -> (batch, 2 * fold^2, grid, grid), in [-1, 1]."""
-    return F.pixel_unshuffle(maps * 2 - 1, maps.shape[-1] // grid)
+def fold_maps(maps: torch.Tensor, grid: int, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """Structure maps folded onto the latent grid, with their noise level as a last channel.
+
+    Parameters
+    ----------
+    maps : tensor of shape (batch, 2, size, size) in [0, 1]: silhouette, edges
+    grid : int, cells per side
+    noise : tensor of shape (batch,), noise level of each map in [0, 1]; None for exact maps
+
+    Returns
+    -------
+    tensor of shape (batch, 2 * (size / grid)^2 + 1, grid, grid)
+    """
+    folded = F.pixel_unshuffle(maps * 2 - 1, maps.shape[-1] // grid)
+    level = folded.new_zeros(len(maps)) if noise is None else noise.to(folded)
+    return torch.cat([folded, level.view(-1, 1, 1, 1).expand(-1, 1, grid, grid)], dim=1)
 
 
-def predict_noise(
+RESID = 0.3
+
+
+def predict(
     unet: UNet2DConditionModel,
     controlnet: ControlNetModel,
     latents: torch.Tensor,
     timesteps: torch.Tensor,
     tokens: torch.Tensor,
-    embedding: torch.Tensor,
-    folded_maps: torch.Tensor,
-    structure_known: torch.Tensor,
+    vector: torch.Tensor,
+    folded_maps: torch.Tensor | None = None,
+    structure_known: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One pass of ControlNet and UNet; the ControlNet is silent where `structure_known` is 0.
+    """One pass of ControlNet and UNet; without maps the ControlNet is not asked.
 
     Parameters
     ----------
     latents : tensor of shape (batch, latent_channels, grid, grid), noisy
     timesteps : long tensor of shape (batch,)
-    tokens, embedding : conditions from `ConditionEmbedder`
-    folded_maps : tensor from `fold_maps`
-    structure_known : float tensor of shape (batch,), weight of the ControlNet's residuals in [0, 1]
+    tokens, vector : conditions from `ConditionEmbedder`
+    folded_maps : tensor from `fold_maps`, or None
+    structure_known : tensor of shape (batch,), weight of the ControlNet's residuals: 0 silences it
+        for an item, None means 1 for all
 
     Returns
     -------
     tensor shaped as `latents`, in the scheduler's prediction type
     """
-    down, mid = controlnet(
-        latents, timesteps, encoder_hidden_states=tokens, controlnet_cond=folded_maps,
-        class_labels=embedding, return_dict=False,
-    )  # fmt: skip
-    gate = structure_known.view(-1, 1, 1, 1).to(mid.dtype)
-    return unet(
-        latents, timesteps, encoder_hidden_states=tokens, class_labels=embedding,
-        down_block_additional_residuals=[d * gate for d in down],
-        mid_block_additional_residual=mid * gate, return_dict=False,
-    )[0]  # fmt: skip
+    conditions = {"encoder_hidden_states": tokens, "class_labels": vector, "return_dict": False}
+    ab = torch.cos((timesteps.float() / 1000 + 0.008) / 1.008 * torch.pi / 2) ** 2
+    a = ab.view(-1,1,1,1).float(); sd = RESID; den = a * sd**2 + 1 - a
+    def out(f):
+        return ((a * (1 - a)).sqrt() * (1 - sd**2) * latents - sd * den.sqrt() * f.float()) / den
+    if folded_maps is None:
+        return out(unet(latents, timesteps, **conditions)[0])
+    down, mid = controlnet(latents, timesteps, controlnet_cond=folded_maps, **conditions)
+    if structure_known is not None:
+        gate = structure_known.view(-1, 1, 1, 1).to(mid.dtype)
+        down, mid = [d * gate for d in down], mid * gate
+    return out(unet(
+        latents, timesteps, down_block_additional_residuals=down,
+        mid_block_additional_residual=mid, **conditions,
+    )[0])  # fmt: skip
+
+
+def training_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where the processor computes in it, float32 elsewhere (emulation is slower)."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # torch names its probes differently from version to version; a missing one counts as "no"
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    able = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+    return torch.bfloat16 if torch.device(device).type == "cpu" and able else torch.float32
 
 
 class SGDMPipeline(DiffusionPipeline):
     """Pictures from a CLIP-space embedding and a structure map, each with a guidance scale.
 
-    Guidance adds two directions to the unconditional prediction u::
+    Guidance adds two directions to the prediction u without conditions::
 
         u + semantic_scale * (f(sem) - u) + structure_scale * (f(sem, struct) - f(sem))
 
@@ -204,15 +216,33 @@ class SGDMPipeline(DiffusionPipeline):
             vae=vae, unet=unet, controlnet=controlnet, condition=condition, scheduler=scheduler
         )
 
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, **kwargs) -> SGDMPipeline:
+        """Load a folder that `save_pretrained` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such folder, or it holds no pipeline.
+        """
+        if not (Path(folder) / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"no pipeline in {folder}: model_index.json is missing. Notebook "
+                "05_diffusion_training writes it to the folder `model` of its artifact."
+            )
+        return super().from_pretrained(folder, **kwargs)
+
     @torch.no_grad()
     def __call__(
         self,
         embedding: torch.Tensor,
         maps: torch.Tensor | None,
-        semantic_scale: float = 2.0,
+        semantic_scale: float = 1.5,
         structure_scale: float = 1.0,
         num_inference_steps: int = 12,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        embedding_noise: float | torch.Tensor = 0.0,
+        structure_noise: float | torch.Tensor = 0.0,
         callback: Callable[[int, torch.Tensor], None] | None = None,
     ) -> np.ndarray:
         """Sample one picture for each embedding.
@@ -223,8 +253,14 @@ class SGDMPipeline(DiffusionPipeline):
         maps : tensor of shape (batch, 2, size, size) in [0, 1], or None for no structure
         semantic_scale, structure_scale : float, at least 0
         num_inference_steps : int
-        generator : torch.Generator on the CPU, so that devices agree about the noise
-        callback : called with the step and the latents after each step
+        generator : torch.Generator on the CPU, so that devices agree about the noise; or one for
+            each picture, so that a picture does not depend on its batch
+        embedding_noise, structure_noise : float or tensor of shape (batch,), in [0, 1]
+            How far to trust each condition: 0 for the true one; sqrt(1 - r^2) for a decoder whose
+            predictions correlate with the truth with r on validation pictures (see `shrink`).
+            An embedding of zeros with noise 1 stands for "the decoder knows nothing".
+        callback : called after each step with its number and the current estimate of the finished
+            latents, for previews: `pipe.vae.decode(estimate)`
 
         Returns
         -------
@@ -233,38 +269,96 @@ class SGDMPipeline(DiffusionPipeline):
         Raises
         ------
         ValueError
-            For a negative scale, an empty batch or a batch mismatch.
+            For wrong shapes, values that are not finite or out of range, negative scales.
         """
-        if len(embedding) == 0:
-            raise ValueError("no embedding given: the batch is empty")
-        if semantic_scale < 0 or structure_scale < 0:
-            raise ValueError("guidance scales must not be negative")
-        if maps is not None and len(maps) != len(embedding):
-            raise ValueError(f"{len(maps)} structure maps for {len(embedding)} embeddings")
+        self._check(embedding, maps, semantic_scale, structure_scale, num_inference_steps)
         batch, grid = len(embedding), self.unet.config.sample_size
         device, dtype = self.unet.device, self.unet.dtype
+        trust = [
+            _levels(noise, batch, name).to(device, dtype)
+            for name, noise in (("embedding", embedding_noise), ("structure", structure_noise))
+        ]
+        if maps is None:
+            weights = {"none": 1 - semantic_scale, "sem": semantic_scale}
+        else:
+            weights = {
+                "none": 1 - semantic_scale,
+                "sem": semantic_scale - structure_scale,
+                "both": structure_scale,
+            }
+        weights = {branch: w for branch, w in weights.items() if w}  # a branch of weight 0 is free
+        embedding = embedding.to(device, dtype)
+        known = torch.ones(batch, dtype=torch.bool, device=device)
+        conditions = {
+            b: self.condition(embedding, trust[0], known & (b != "none")) for b in weights
+        }
+        if maps is not None:
+            maps = fold_maps(maps.to(device, dtype), grid, trust[1])
         shape = (batch, self.unet.config.in_channels, grid, grid)
-        latents = torch.randn(shape, generator=generator).to(device, dtype)
-        # three branches in one batch: nothing, meaning, meaning + structure
-        branches = 2 if maps is None else 3
-        known = torch.arange(branches, device=device).repeat_interleave(batch) > 0
-        tokens, vector = self.condition(embedding.to(device, dtype).repeat(branches, 1), known)
-        size = grid * int((self.controlnet.config.conditioning_channels / 2) ** 0.5)
-        blank = torch.zeros(batch, 2, size, size)
-        folded = fold_maps((blank if maps is None else maps).to(device, dtype), grid)
-        folded = folded.repeat(branches, 1, 1, 1)
-        gate = (torch.arange(branches, device=device).repeat_interleave(batch) == 2).to(dtype)
-        self.scheduler.set_timesteps(num_inference_steps)
+        latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        latents = latents * self.scheduler.init_noise_sigma
+        accepted = inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if "generator" in accepted else {}
         for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            f = predict_noise(
-                self.unet, self.controlnet, latents.repeat(branches, 1, 1, 1),
-                t.expand(batch * branches).to(device), tokens, vector, folded, gate,
-            ).chunk(branches)  # fmt: skip
-            noise_pred = f[0] + semantic_scale * (f[1] - f[0])
-            if maps is not None:
-                noise_pred = noise_pred + structure_scale * (f[2] - f[1])
-            latents = self.scheduler.step(noise_pred, t, latents).prev_sample
+            noisy = self.scheduler.scale_model_input(latents, t).to(dtype)
+            output = torch.zeros_like(latents)
+            for branch, weight in weights.items():
+                folded = maps if branch == "both" else None
+                time = t.expand(batch)
+                f = predict(self.unet, self.controlnet, noisy, time, *conditions[branch], folded)
+                output += weight * f.float()
             if callback is not None:
-                callback(step, latents)
+                callback(step, self._estimate(output, latents, t))
+            latents = self.scheduler.step(output, t, latents, **extra).prev_sample
         pictures = self.vae.decode(latents.to(self.vae.dtype))
         return pictures.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    def _estimate(self, output: torch.Tensor, latents: torch.Tensor, t: torch.Tensor):
+        """The clean latents that a prediction implies (schedulers that preserve variance)."""
+        alpha_bar = self.scheduler.alphas_cumprod[int(t)].to(latents)
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return alpha_bar.sqrt() * latents - (1 - alpha_bar).sqrt() * output
+        if self.scheduler.config.prediction_type == "epsilon":
+            return (latents - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
+        return output
+
+    def _check(self, embedding, maps, semantic_scale, structure_scale, steps) -> None:
+        """Refuse what cannot be sampled from, saying what was expected."""
+        dim, size = self.condition.config.embed_dim, self.vae.config.size
+        if embedding.ndim != 2 or embedding.shape[1] != dim:
+            raise ValueError(
+                f"embedding has shape {tuple(embedding.shape)}, expected (batch, {dim})"
+            )
+        if len(embedding) == 0:
+            raise ValueError("no embedding given: the batch is empty")
+        if not torch.isfinite(embedding).all():
+            bad = (~torch.isfinite(embedding)).any(1).nonzero()[:5, 0].tolist()
+            raise ValueError(f"embedding holds NaN or infinity, first in rows {bad}")
+        if not (semantic_scale >= 0 and structure_scale >= 0):
+            raise ValueError(
+                f"guidance scales must not be negative: {semantic_scale=}, {structure_scale=}"
+            )
+        if steps < 1:
+            raise ValueError(f"num_inference_steps is {steps}, it must be at least 1")
+        if maps is None:
+            return
+        if len(maps) != len(embedding):
+            raise ValueError(f"{len(maps)} structure maps for {len(embedding)} embeddings")
+        if tuple(maps.shape[1:]) != (2, size, size):
+            raise ValueError(
+                f"maps have shape {tuple(maps.shape)}, expected (batch, 2, {size}, {size}): "
+                "silhouette and edges"
+            )
+        if not (maps.min() >= 0 and maps.max() <= 1):
+            raise ValueError("maps must lie in [0, 1]: give probabilities, not logits (or NaN)")
+
+
+def _levels(noise: float | torch.Tensor, batch: int, name: str) -> torch.Tensor:
+    """A noise level for each item of a batch."""
+    levels = torch.as_tensor(noise, dtype=torch.float32)
+    if levels.shape not in ((), (batch,)):
+        raise ValueError(f"{name}_noise has shape {tuple(levels.shape)}, expected ({batch},)")
+    if not ((levels >= 0) & (levels <= 1)).all():
+        raise ValueError(f"{name}_noise must lie in [0, 1]")
+    return levels.expand(batch)

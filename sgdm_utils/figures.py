@@ -231,3 +231,53 @@ def learning_curves(history: pd.DataFrame, columns: Mapping[str, str], ylabel: s
         ax.plot(history["step"], history[column], color=colour, label=column)
     ax.set(xlabel="step", ylabel=ylabel)
     ax.legend()
+
+
+def similarity(matrix: np.ndarray, labels: Sequence[str], title: str) -> None:
+    """A similarity matrix with one label for each row."""
+    fig, ax = plt.subplots(figsize=(6.2, 5.2))
+    image = ax.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
+    ax.set_yticks(range(len(labels)), labels, fontsize=5)
+    ax.set_xticks([])
+    ax.set_title(title)
+    fig.colorbar(image, ax=ax, label="cosine")
+
+
+def retrieval_bars(table: pd.DataFrame, metrics: Sequence[str]) -> None:
+    """Retrieval accuracy of each subject, model and condition, with intervals and chance."""
+    colours = {
+        ("sgdm", "eeg"): COLOURS["eeg"], ("sgdm", "shuffled_eeg"): COLOURS["shuffled_eeg"],
+        ("ridge", "eeg"): COLOURS["shuffled_structure"], ("ideal", "eeg"): COLOURS["oracle"],
+    }  # fmt: skip
+    subjects = table["subject"].unique()
+    _, axes = plt.subplots(1, len(metrics), figsize=(10, 3), sharey=True, squeeze=False)
+    for ax, metric in zip(axes[0], metrics, strict=True):
+        here = table[table["metric"] == metric]
+        keys = [k for k in colours if ((here["model"] == k[0]) & (here["condition"] == k[1])).any()]
+        for i, key in enumerate(keys):
+            rows = here[(here["model"] == key[0]) & (here["condition"] == key[1])]
+            x = np.arange(len(subjects)) + (i - (len(keys) - 1) / 2) * 0.2
+            error = np.abs(rows[["ci_low", "ci_high"]].to_numpy() - rows[["value"]].to_numpy()).T
+            label = f"{key[0]}, {key[1].replace('_', ' ')}"
+            ax.bar(x, rows["value"], 0.19, yerr=error, color=colours[key], label=label, ecolor="#444444", error_kw={"linewidth": 1})
+        draw_chance(ax, here["chance"].iloc[0])
+        ax.set_xticks(range(len(subjects)), subjects)
+        ax.set(title=f"{metric}, gallery of {int(here['n'].iloc[0])}", ylim=(0, 1.05))
+    axes[0, 0].set_ylabel("accuracy")
+    axes[0, -1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def paired_bars(table: pd.DataFrame, metric: str, conditions: Sequence[str]) -> None:
+    """One metric by condition: each subject's value with its interval, joint conditions alone."""
+    _, ax = plt.subplots(figsize=(7, 2.8))
+    for i, condition in enumerate(conditions):
+        rows = table[(table["metric"] == metric) & (table["condition"] == condition)]
+        x = i + np.linspace(-0.25, 0.25, len(rows)) * (len(rows) > 1)
+        error = np.abs(rows[["ci_low", "ci_high"]].to_numpy() - rows[["value"]].to_numpy()).T
+        colour = COLOURS.get(condition, COLOURS["seen"])
+        ax.errorbar(x, rows["value"], yerr=error, fmt="o", color=colour, capsize=2)
+        ax.hlines(rows["value"].mean(), i - 0.35, i + 0.35, color=colour, linewidth=2, alpha=0.4)
+    ax.set_xticks(range(len(conditions)), [c.replace("_", " ") for c in conditions])
+    n = int(table.loc[table["metric"] == metric, "n"].iloc[0])
+    ax.set(ylabel=metric, title=f"points: subjects, n = {n} pictures each, 95 % interval")
+    ax.set_ylim(bottom=0)

@@ -35,7 +35,7 @@ class Parameter:
     default : object
         Value of the literal.
     help : str
-        Comment on the line.
+        Comment on its lines.
     """
 
     name: str
@@ -96,7 +96,8 @@ def parse(source: str) -> dict[str, Parameter]:
         annotation = statement.annotation
         if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
             annotation = ast.parse(annotation.value, mode="eval").body
-        comment = comments.get(statement.end_lineno, "")
+        lines = range(statement.lineno, statement.end_lineno + 1)
+        comment = " ".join(comments[line] for line in lines if line in comments)
         parameter = Parameter(name, ast.unparse(annotation), default, comment)
         if name in found:
             raise ParameterError(f"parameter {name!r} is declared twice")

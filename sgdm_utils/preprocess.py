@@ -260,7 +260,7 @@ def split_half_reliability(
 
     Returns
     -------
-    float64 array of shape (n_channels, n_times), reliability, 0 where the halves disagree
+    float64 array of shape (n_channels, n_times), reliability; around 0 where nothing repeats
 
     References
     ----------
@@ -278,5 +278,5 @@ def split_half_reliability(
             halves.append(np.stack([eeg[g[side::2]].mean(0) for g in shuffled]))
         a, b = (h - h.mean(0) for h in halves)
         total = total + (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0) + 1e-30)
-    r = np.clip(total / n_splits, 0, None)
+    r = total / n_splits  # not clipped: where nothing repeats the mean over channels must be 0
     return 2 * r / (1 + r)

@@ -33,9 +33,9 @@ def tiny_clip_config(embed_dim: int, image_size: int) -> dict:
     """
     return {
         "embed_dim": embed_dim,
-        "vision_cfg": {"image_size": image_size, "layers": [1, 1, 1, 1], "width": 24},
+        "vision_cfg": {"image_size": image_size, "layers": [1, 1, 1, 1], "width": 16},
         "text_cfg": {
-            "context_length": 32, "vocab_size": 49408, "width": 96, "heads": 4, "layers": 2,
+            "context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2,
         },
     }  # fmt: skip
 
@@ -43,6 +43,11 @@ def tiny_clip_config(embed_dim: int, image_size: int) -> dict:
 def create_clip(config: dict) -> nn.Module:
     """A randomly initialised open_clip model from a configuration dictionary."""
     return open_clip.CLIP(**config, output_dict=False)
+
+
+def tokenizer_for(config: dict) -> open_clip.tokenizer.SimpleTokenizer:
+    """The tokenizer that goes with a configuration dictionary (open_clip's byte-pair encoder)."""
+    return open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
 
 
 def save_clip(model: nn.Module, config: dict, folder: Path) -> None:

@@ -20,7 +20,10 @@ from dataclasses import dataclass
 import mne
 import numpy as np
 import pandas as pd
+from scipy.fft import irfft, next_fast_len
 from scipy.ndimage import gaussian_filter1d
+
+from sgdm_utils.datasets import STANDARD_MONTAGE
 
 # The cap of THINGS-EEG2 (Gifford et al. 2022), in recording order.
 EEG_CHANNELS = (
@@ -86,7 +89,7 @@ def make_info(sfreq: float) -> mne.Info:
     """Measurement info of the simulated cap: 63 EEG (standard 10-05 positions) and 2 EOG channels."""
     types = ["eeg"] * len(EEG_CHANNELS) + ["eog"] * len(EOG_CHANNELS)
     info = mne.create_info(EEG_CHANNELS + EOG_CHANNELS, sfreq, types)
-    info.set_montage("standard_1005", on_missing="ignore")
+    info.set_montage(STANDARD_MONTAGE, on_missing="ignore")
     info["line_freq"] = 50.0
     return info
 
@@ -337,11 +340,12 @@ def make_stream(
 
 def _pink(rng, n_rows: int, n: int, sfreq: float, exponent: float = 1.0) -> np.ndarray:
     """Unit-variance noise with a 1/f**exponent power spectrum, flat below 0.5 Hz."""
-    freq = np.fft.rfftfreq(n, 1 / sfreq)
-    amplitude = np.maximum(freq, 0.5) ** (-exponent / 2)
+    length = next_fast_len(n, real=True)  # a prime number of samples would take a hundred times longer
+    freq = np.fft.rfftfreq(length, 1 / sfreq)
+    amplitude = (np.maximum(freq, 0.5) ** (-exponent / 2)).astype(np.float32)
     amplitude[0] = 0
-    spectrum = amplitude * (rng.normal(size=(n_rows, len(freq))) + 1j * rng.normal(size=(n_rows, len(freq))))
-    x = np.fft.irfft(spectrum, n)
+    parts = rng.standard_normal((2, n_rows, len(freq)), dtype=np.float32)
+    x = irfft(amplitude * (parts[0] + 1j * parts[1]), length)[:, :n]
     return (x / x.std(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -384,7 +388,6 @@ def simulate_run(
     features: np.ndarray,
     stream: Presentation,
     table: pd.DataFrame,
-    snr: float,
     rng: np.random.Generator,
     bad_channel: str,
 ) -> mne.io.RawArray:
@@ -393,25 +396,21 @@ def simulate_run(
     Parameters
     ----------
     info, brain : the cap and the subject
-    features : float array of shape (n_pictures, n_components), with the constant onset column last
+    features : float array of shape (n_pictures, n_components), from `scaled_features`
     stream : Presentation, `row` refers to rows of `features` and `table`
-    table : stimulus table with `image_id` and `stim_file`
-    snr : float, single-trial ratio of picture-driven to background root mean square at 1-30 Hz,
-        over all channels, 80-350 ms. 0 leaves the constant onset response but nothing that tells
-        one picture from another.
+    table : stimulus table with `stim_file` and `concept`
     rng : generator
     bad_channel : str, an EEG channel that goes bad in this run
 
     Returns
     -------
-    mne.io.RawArray in volts, annotations 'image' and 'target' with extras `stim_file`, `image_id`
+    mne.io.RawArray in volts, annotations 'image' and 'target' with extras `stim_file`, `concept`
     """
     sfreq = info["sfreq"]
     n_samples = int(np.ceil(stream.duration_s * sfreq))
     data = background(info, brain, n_samples, rng, bad_channel)
-    scaled = scaled_features(brain, features, snr, sfreq)
     shown = np.unique(stream.row[stream.row >= 0])
-    evoked = dict(zip(shown, brain.evoked(scaled[shown]), strict=True))
+    evoked = dict(zip(shown, brain.evoked(features[shown]), strict=True))
     target = 1.3 * brain.evoked(np.eye(1, features.shape[1], features.shape[1] - 1))[0]
     n_eeg = len(EEG_CHANNELS)
     start = np.round(stream.onset_s * sfreq).astype(int)
@@ -419,11 +418,10 @@ def simulate_run(
         response = target if row < 0 else evoked[row]
         data[:n_eeg, s : s + response.shape[1]] += response
     raw = mne.io.RawArray(data, info, verbose="error")
-    files, ids = table["stim_file"].to_numpy(), table["image_id"].to_numpy()
-    extras = [
-        {"stim_file": "n/a" if r < 0 else files[r], "image_id": "n/a" if r < 0 else ids[r]}
-        for r in stream.row
-    ]
+    columns = ("stim_file", "concept")
+    told = table[list(columns)].to_dict("records")
+    nothing = dict.fromkeys(columns, "n/a")
+    extras = [nothing if row < 0 else told[row] for row in stream.row]
     kind = np.where(stream.row < 0, "target", "image")
     raw.set_annotations(mne.Annotations(start / sfreq, 0.1, kind, extras=extras))
     return raw
@@ -446,7 +444,22 @@ def unit_snr_gain(brain: Brain, features: np.ndarray, sfreq: float) -> float:
 
 
 def scaled_features(brain: Brain, features: np.ndarray, snr: float, sfreq: float) -> np.ndarray:
-    """Features with the gain that gives `snr`; the constant onset column (the last) is left as it is."""
+    """Features with the gain that gives a signal-to-noise ratio.
+
+    Parameters
+    ----------
+    brain : Brain
+    features : float array of shape (n_pictures, n_components), the constant onset column last; that
+        column is left as it is
+    snr : float, single-trial ratio of picture-driven to background root mean square at 1-30 Hz,
+        over all channels, 80-350 ms. 0 leaves the constant onset response but nothing that tells
+        one picture from another.
+    sfreq : float, Hz
+
+    Returns
+    -------
+    float array of shape (n_pictures, n_components)
+    """
     scaled = features.copy()
     scaled[:, :-1] *= snr * unit_snr_gain(brain, features, sfreq)
     return scaled

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage.color import rgb2gray, rgb2lab
 from skimage.feature import canny
 from skimage.filters import threshold_otsu
@@ -74,11 +74,15 @@ class StimulusSet:
         folder = Path(folder)
         (folder / "stimuli").mkdir(parents=True, exist_ok=True)
         self.table.to_csv(folder / "stimuli.tsv", sep="\t", index=False, float_format="%.17g")
-        for name in _ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name))
+        self.save_arrays(folder)
         for i in np.flatnonzero(self.table["shown"]):
             file = folder / "stimuli" / f"{self.table['image_id'].iloc[i]}.png"
             Image.fromarray(self.pictures[i]).save(file)
+
+    def save_arrays(self, folder: Path) -> None:
+        """Write the pictures, masks and relation matrices as `.npy`, one file for each field."""
+        for name in _ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name))
 
     @classmethod
     def load(cls, folder: str | Path) -> StimulusSet:
@@ -325,3 +329,44 @@ def structure_from_picture(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         keep[0] = False
         silhouette = keep[regions]
     return silhouette, canny(rgb2gray(picture), sigma=1.0) | _outline(silhouette)
+
+
+def from_files(folder: Path, images: pd.DataFrame, size: int) -> StimulusSet:
+    """Pictures of somebody's own study, read from files and brought to one size.
+
+    Structure comes from `structure_from_picture`, the caption from the column `caption` or else
+    from the concept, the category from the column `category` or else from the concept.
+
+    Parameters
+    ----------
+    folder : Path, what `stim_file` is relative to
+    images : DataFrame with `image_id`, `concept`, `split`, `stim_file`
+    size : int, pixels per side; pictures are cropped to their central square and resized
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be read as a picture; the message names it.
+    """
+    pictures = np.empty((len(images), size, size, 3), np.uint8)
+    for i, name in enumerate(images["stim_file"]):
+        try:
+            with Image.open(Path(folder) / name) as file:
+                picture = ImageOps.fit(file.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+        except OSError as error:
+            raise ValueError(
+                f"{Path(folder) / name} cannot be read as a picture ({error}). Export it again as "
+                "PNG or JPEG, or take its rows out of events.tsv"
+            ) from error
+        pictures[i] = np.asarray(picture)
+    silhouettes, edges = map(np.stack, zip(*map(structure_from_picture, pictures), strict=True))
+    concept = images["concept"].astype(str)
+    extra = {
+        "kind": "picture",
+        "category": images.get("category", concept),
+        "caption": images.get("caption", "a picture of " + concept),
+        "digest": [picture_digest(p) for p in pictures],
+    }
+    pieces = np.zeros(pictures.shape[:3], np.uint8)
+    relations = np.full((len(images), 7, 7), -1, np.int8)
+    return StimulusSet(images.assign(**extra), pictures, silhouettes, edges, pieces, relations)

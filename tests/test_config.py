@@ -229,6 +229,8 @@ def test_a_parameter_keeps_its_comment_and_its_type():
     found = parameters.parse("a: int | None = None  # hertz; b = 3\nb: 'list[int]' = [-1]\n")
     assert found["a"] == parameters.Parameter("a", "int | None", None, "hertz; b = 3")
     assert found["b"].default == [-1] and found["b"].annotation == "list[int]"
+    long = parameters.parse("a: float = (\n    0.25  # share\n)")["a"]
+    assert (long.default, long.help) == (0.25, "share")
 
 
 @pytest.mark.parametrize("tags", [[], ["other"]])

@@ -99,7 +99,7 @@ def test_it_holds_no_absolute_path(path):
 
 
 def test_the_search_for_absolute_paths_finds_some_and_leaves_the_rest():
-    for text in ("see /home/me/x", '"/tmp/x"', "C:\\data", "(/work/main/x)", "file: /Users/a/b"):
+    for text in ("see /home/me/x", '"/tmp/x"', "C:\\data", "(/opt/a/x)", "file: /Users/a/b"):
         assert ABSOLUTE.search(text), text
     for text in ("data/raw/x", "https://a.org/home/x", "and/or", "reports/data/x", "</data/>"):
         assert not ABSOLUTE.search(text), text
@@ -125,7 +125,7 @@ def test_it_says_what_it_is_about_and_how_it_differs_from_the_paper(book):
     first = book.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
     texts = [cell.source for cell in book.cells if cell.cell_type == "markdown"]
-    table = re.compile(r"^\|[^|\n]*\|\s*Paper\s*\|\s*Ours\s*\|\s*Why\s*\|\s*$", re.MULTILINE)
+    table = re.compile(r"^\|.*\bPaper\b[^|\n]*\|\s*Ours\s*\|\s*Why\s*\|\s*$", re.MULTILINE)
     assert any(table.search(text) for text in texts), "no table with Paper | Ours | Why"
 
 

@@ -327,7 +327,7 @@ def test_two_writers_at_once_both_end_and_one_whole_artifact_stays(study):
                     for name in ("a", "b", "c"):
                         (out / name).write_text(str(value))
                         time.sleep(0.001)
-        except Exception as error:  # noqa: BLE001 - handed to the main thread
+        except Exception as error:  # handed to the main thread
             errors.append(error)
             barrier.abort()
 

@@ -1,0 +1,329 @@
+"""The generator: its networks, its guidance, its pipeline, and what the pipeline refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+from sgdm_utils import diffusion
+from sgdm_utils.autoencoder import PictureVAE
+from sgdm_utils.diffusion import SGDMPipeline
+
+SIZE, EMBED, CHANNELS = 32, 6, 4
+
+
+def make_pipeline(scheduler=None) -> SGDMPipeline:
+    """A tiny pipeline with random weights."""
+    torch.manual_seed(0)
+    vae = PictureVAE(SIZE, patch=8, latent_channels=CHANNELS, width=16)
+    vae.fit_patches(torch.rand(40, 3, SIZE, SIZE) * 2 - 1)
+    unet = diffusion.make_unet(CHANNELS, vae.grid, EMBED, 32, (32, 32))
+    controlnet = diffusion.make_controlnet(unet, SIZE)
+    for network in (unet, controlnet):  # zero weights would hide what the conditions do
+        for p in network.parameters():
+            torch.nn.init.normal_(p, std=0.08)
+    condition = diffusion.ConditionEmbedder(EMBED, 3, 32)
+    torch.nn.init.normal_(condition.null_tokens)
+    scheduler = scheduler or DPMSolverMultistepScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
+    pipe = SGDMPipeline(vae.eval(), unet.eval(), controlnet.eval(), condition.eval(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline()
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    embedding = torch.randn(3, EMBED, generator=generator)
+    return embedding, torch.rand(3, 2, SIZE, SIZE, generator=generator)
+
+
+def draw(pipe, embedding, maps, seed=0, **options):
+    options = {"num_inference_steps": 3} | options
+    return pipe(embedding, maps, generator=torch.Generator().manual_seed(seed), **options)
+
+
+# the autoencoder
+
+
+def test_patch_components_are_orthonormal_sorted_and_invertible(pipe):
+    vae = pipe.vae
+    n = 3 * 8**2
+    assert torch.allclose(vae.patch_basis.T @ vae.patch_basis, torch.eye(n), atol=1e-5)
+    pictures = torch.rand(5, 3, SIZE, SIZE) * 2 - 1
+    components = vae.to_components(pictures)
+    assert components.shape == (5, n, 4, 4)
+    assert torch.allclose(vae.from_components(components), pictures, atol=1e-4)
+
+
+def test_patch_components_are_those_of_scikit_learn():
+    from sklearn.decomposition import PCA
+
+    pictures = torch.rand(30, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    pictures[:, :, :, 8:] *= 0.3
+    vae = PictureVAE(16, patch=4, latent_channels=5, width=16)
+    explained = vae.fit_patches(pictures)
+    patches = torch.nn.functional.pixel_unshuffle(pictures, 4).movedim(1, -1).flatten(0, -2)
+    pca = PCA().fit(patches.double().numpy())
+    assert np.allclose(explained, pca.explained_variance_ratio_.cumsum(), atol=1e-5)
+    ours = (patches - vae.patch_mean) @ vae.patch_basis[:, :5]
+    assert np.allclose(
+        ours.abs(), np.abs(pca.transform(patches.double().numpy())[:, :5]), atol=1e-3
+    )
+
+
+def test_an_untrained_autoencoder_is_the_linear_code(pipe):
+    vae = PictureVAE(16, patch=8, latent_channels=192, width=16)  # all components: nothing is lost
+    pictures = torch.rand(12, 3, 16, 16) * 2 - 1
+    vae.fit_patches(pictures.repeat(8, 1, 1, 1) + 0.01 * torch.randn(96, 3, 16, 16))
+    assert torch.allclose(vae.reconstruct(vae.posterior(pictures).mode()), pictures, atol=1e-3)
+
+
+def test_encode_and_decode_use_the_standardisation():
+    vae = PictureVAE(16, patch=8, latent_channels=192, width=16)
+    pictures = torch.rand(12, 3, 16, 16) * 2 - 1
+    vae.fit_patches(pictures)
+    vae.latent_mean.fill_(0.7)
+    vae.latent_std.fill_(3.0)
+    latents = vae.encode(pictures)
+    assert torch.allclose(latents * 3 + 0.7, vae.posterior(pictures).mode(), atol=1e-4)
+    assert torch.allclose(vae.decode(latents), pictures / 2 + 0.5, atol=1e-3)
+    assert vae.decode(latents * 50).max() <= 1
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="not a multiple"):
+        PictureVAE(60, patch=8)
+    with pytest.raises(ValueError, match="193 latent channels"):
+        PictureVAE(64, patch=8, latent_channels=193)
+
+
+# the conditions
+
+
+@pytest.mark.parametrize("s", [0.0, 0.5, 0.8, 1.0])
+def test_shrink_gives_the_correlation_and_error_it_promises(s):
+    generator = torch.Generator().manual_seed(4)
+    target, error = torch.randn(2, 40000, 2, generator=generator).double()
+    out = diffusion.shrink(target, error, torch.full((40000,), s).double())
+    assert out.var().item() == pytest.approx(1 - s**2, abs=0.02)
+    assert (out - target).pow(2).mean().sqrt().item() == pytest.approx(s, abs=0.02)
+    if s == 0:
+        assert torch.equal(out, target)
+    if s < 1:
+        r = np.corrcoef(out.flatten(), target.flatten())[0, 1]
+        assert r == pytest.approx((1 - s**2) ** 0.5, abs=0.02)
+        slope = (out * target).mean() / out.pow(2).mean()  # of the truth on the prediction
+        assert slope.item() == pytest.approx(1, abs=0.03), "a best linear decoder is calibrated"
+
+
+def test_unknown_embeddings_do_not_reach_the_tokens(pipe):
+    z, noise = torch.randn(2, EMBED), torch.tensor([0.0, 0.5])
+    hidden = torch.tensor([True, False])
+    tokens, vector = pipe.condition(z, noise, hidden)
+    other_tokens, other_vector = pipe.condition(z + 1, noise + 0.1, hidden)
+    assert not torch.allclose(tokens[0], other_tokens[0])
+    assert torch.equal(tokens[1], other_tokens[1]) and torch.equal(vector[1], other_vector[1])
+    assert torch.equal(vector[0, :EMBED], z[0]) and vector[0, EMBED] == 0
+
+
+def test_fold_maps_keeps_every_pixel_in_its_cell():
+    maps = torch.zeros(2, 2, SIZE, SIZE)
+    maps[0, 1, 17, 9] = 1  # row 17 is in cell 2, column 9 in cell 1 of a 4 x 4 grid
+    folded = diffusion.fold_maps(maps, 4, torch.tensor([0.0, 0.25]))
+    assert folded.shape == (2, 2 * 64 + 1, 4, 4)
+    hit = (folded[0, :-1] == 1).nonzero()
+    assert len(hit) == 1 and hit[0, 1:].tolist() == [2, 1]
+    assert (folded[:, -1] == torch.tensor([0.0, 0.25]).view(2, 1, 1)).all()
+
+
+def test_a_silenced_controlnet_is_as_if_there_were_none(pipe, inputs):
+    embedding, maps = inputs
+    tokens, vector = pipe.condition(embedding, torch.zeros(3), torch.ones(3, dtype=torch.bool))
+    x, t = torch.randn(3, CHANNELS, 4, 4), torch.tensor([5, 500, 900])
+    folded = diffusion.fold_maps(maps, 4)
+    gate = torch.tensor([0.0, 1.0, 0.0])
+    arguments = (pipe.unet, pipe.controlnet, x, t, tokens, vector)
+    gated = diffusion.predict(*arguments, folded, gate)
+    none, both = diffusion.predict(*arguments), diffusion.predict(*arguments, folded)
+    assert torch.allclose(gated[[0, 2]], none[[0, 2]], atol=1e-6)
+    assert torch.allclose(gated[1], both[1], atol=1e-6)
+    assert not torch.allclose(none[1], both[1], atol=1e-3)
+
+
+def test_gradients_reach_every_network(inputs):
+    pipe = make_pipeline()
+    embedding, maps = inputs
+    known = torch.tensor([True, True, False])
+    tokens, vector = pipe.condition(embedding, torch.zeros(3), known)
+    out = diffusion.predict(
+        pipe.unet, pipe.controlnet, torch.randn(3, CHANNELS, 4, 4), torch.tensor([1, 10, 100]),
+        tokens, vector, diffusion.fold_maps(maps, 4), torch.ones(3),
+    )  # fmt: skip
+    out.pow(2).mean().backward()
+    for network in (pipe.unet, pipe.controlnet, pipe.condition):
+        missing = [n for n, p in network.named_parameters() if p.grad is None]
+        assert not missing, missing
+
+
+# the pipeline
+
+
+def test_pictures_have_the_promised_form_and_follow_the_generator(pipe, inputs):
+    a, b, c = draw(pipe, *inputs), draw(pipe, *inputs), draw(pipe, *inputs, seed=1)
+    assert a.shape == (3, SIZE, SIZE, 3) and a.dtype == np.float32
+    assert a.min() >= 0 and a.max() <= 1 and a.std() > 0
+    assert np.array_equal(a, b)
+    assert not np.allclose(a, c, atol=1e-2)
+
+
+@pytest.mark.parametrize("scheduler", ["dpm", "ddim"])
+@pytest.mark.parametrize(
+    ("semantic", "structure"), [(2.0, 1.0), (1.0, 1.0), (0.0, 0.7), (1.3, 0.0), (1.5, 1.5)]
+)
+def test_guidance_is_the_equation(inputs, semantic, structure, scheduler):
+    """The branches that the pipeline leaves out are those whose weight is zero."""
+    made = {
+        "dpm": None,
+        "ddim": DDIMScheduler(
+            beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
+        ),
+    }
+    pipe = make_pipeline(made[scheduler])
+    embedding, maps = inputs
+    with torch.no_grad():
+        zero, yes = torch.zeros(3), torch.ones(3, dtype=torch.bool)
+        none, sem = pipe.condition(embedding, zero, ~yes), pipe.condition(embedding, zero, yes)
+        folded = diffusion.fold_maps(maps, 4)
+        x = torch.randn(3, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(0))
+        pipe.scheduler.set_timesteps(3)
+        for t in pipe.scheduler.timesteps:
+            u, s, b = (
+                diffusion.predict(pipe.unet, pipe.controlnet, x, t.expand(3), *c, m)
+                for c, m in ((none, None), (sem, None), (sem, folded))
+            )
+            v = u + semantic * (s - u) + structure * (b - s)
+            x = pipe.scheduler.step(v, t, x).prev_sample
+        expected = pipe.vae.decode(x).permute(0, 2, 3, 1).numpy()
+    made = draw(pipe, embedding, maps, semantic_scale=semantic, structure_scale=structure)
+    assert np.allclose(made, expected, atol=1e-3)
+
+
+def test_without_maps_the_controlnet_is_not_asked(inputs, monkeypatch):
+    pipe = make_pipeline()
+    without = draw(pipe, inputs[0], None)
+    assert np.allclose(without, draw(pipe, *inputs, structure_scale=0.0), atol=1e-4)
+    assert not np.allclose(without, draw(pipe, *inputs), atol=1e-2)
+
+    def refuse(*_, **__):
+        raise AssertionError("the ControlNet was asked")
+
+    monkeypatch.setattr(pipe.controlnet, "forward", refuse)
+    draw(pipe, inputs[0], None)
+
+
+def test_every_condition_changes_the_picture_of_its_item_only(pipe, inputs):
+    embedding, maps = inputs
+    before = draw(pipe, embedding, maps)
+    changed_embedding, changed_maps = embedding.clone(), maps.clone()
+    changed_embedding[0] += 2
+    changed_maps[1] = 1 - changed_maps[1]
+    third = torch.tensor([0.0, 0.0, 0.9])
+    calls = {
+        0: draw(pipe, changed_embedding, maps),
+        1: draw(pipe, embedding, changed_maps),
+        2: draw(pipe, embedding, maps, embedding_noise=third),
+    }
+    calls_structure = draw(pipe, embedding, maps, structure_noise=third)
+    for item, after in [*calls.items(), (2, calls_structure)]:
+        difference = np.abs(after - before).max(axis=(1, 2, 3))
+        assert difference[item] > 1e-4, item
+        assert np.delete(difference, item).max() < 1e-5, item
+
+
+def test_a_generator_for_each_picture_frees_it_from_its_batch(pipe, inputs):
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    together = pipe(*inputs, generator=generators, num_inference_steps=3)
+    alone = pipe(
+        inputs[0][2:], inputs[1][2:], num_inference_steps=3,
+        generator=[torch.Generator().manual_seed(2)],
+    )  # fmt: skip
+    assert np.allclose(together[2], alone[0], atol=1e-4)
+
+
+def test_previews_end_where_the_picture_ends(pipe, inputs):
+    seen = []
+    picture = draw(pipe, *inputs, num_inference_steps=4, callback=lambda i, x: seen.append((i, x)))
+    assert [i for i, _ in seen] == [0, 1, 2, 3]
+    # the last estimate is the result: the last step goes to noise level zero
+    last = pipe.vae.decode(seen[-1][1]).detach().permute(0, 2, 3, 1).numpy()
+    assert np.abs(last - picture).mean() < 0.05
+    first = pipe.vae.decode(seen[0][1]).detach().permute(0, 2, 3, 1).numpy()
+    assert np.abs(first - picture).mean() > np.abs(last - picture).mean()
+
+
+def test_saved_and_loaded_it_draws_the_same_pictures_bit_by_bit(pipe, inputs, tmp_path):
+    pipe.vae.latent_std.fill_(1.5)
+    pipe.save_pretrained(tmp_path / "model")
+    loaded = SGDMPipeline.from_pretrained(tmp_path / "model")
+    loaded.set_progress_bar_config(disable=True)
+    assert np.array_equal(draw(loaded, *inputs), draw(pipe, *inputs))
+    assert loaded.scheduler.config.prediction_type == "v_prediction"
+    assert (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_half_precision_changes_little(pipe, inputs, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    types = {"default": torch.bfloat16, "vae": torch.float32}
+    half = SGDMPipeline.from_pretrained(tmp_path / "model", dtype=types)
+    half.set_progress_bar_config(disable=True)
+    assert half.unet.dtype == torch.bfloat16 and half.vae.dtype == torch.float32
+    made, exact = draw(half, *inputs), draw(pipe, *inputs)
+    assert made.dtype == np.float32 and np.abs(made - exact).mean() < 0.05
+
+
+def test_a_missing_folder_says_which_notebook_writes_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="05_diffusion_training"):
+        SGDMPipeline.from_pretrained(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embedding": torch.zeros(0, EMBED), "maps": torch.zeros(0, 2, SIZE, SIZE)}, "empty"),
+        ({"embedding": torch.zeros(3, EMBED + 1)}, r"expected \(batch, 6\)"),
+        ({"embedding": torch.zeros(EMBED)}, r"expected \(batch, 6\)"),
+        ({"embedding": torch.full((3, EMBED), float("nan"))}, "rows"),
+        ({"maps": torch.zeros(2, 2, SIZE, SIZE)}, "2 structure maps for 3 embeddings"),
+        ({"maps": torch.zeros(3, 2, 16, 16)}, r"expected \(batch, 2, 32, 32\)"),
+        ({"maps": torch.full((3, 2, SIZE, SIZE), -3.0)}, "probabilities, not logits"),
+        ({"maps": torch.full((3, 2, SIZE, SIZE), float("nan"))}, "NaN"),
+        ({"semantic_scale": -1.0}, "semantic_scale=-1.0"),
+        ({"structure_scale": float("nan")}, "must not be negative"),
+        ({"num_inference_steps": 0}, "at least 1"),
+        ({"embedding_noise": 1.2}, "embedding_noise"),
+        ({"structure_noise": torch.zeros(2)}, r"structure_noise has shape \(2,\)"),
+    ],
+)
+def test_bad_input_is_refused_and_named(pipe, inputs, change, message):
+    arguments = {"embedding": inputs[0], "maps": inputs[1]} | change
+    with pytest.raises(ValueError, match=message):
+        pipe(**arguments)
+
+
+def test_training_dtype_is_one_that_the_processor_computes_in(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert diffusion.training_dtype("cpu") == torch.float32
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert diffusion.training_dtype(torch.device("cpu")) == torch.bfloat16
