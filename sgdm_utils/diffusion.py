@@ -142,9 +142,6 @@ def fold_maps(maps: torch.Tensor, grid: int, noise: torch.Tensor | None = None) 
     return torch.cat([folded, level.view(-1, 1, 1, 1).expand(-1, 1, grid, grid)], dim=1)
 
 
-RESID = 0.3
-
-
 def predict(
     unet: UNet2DConditionModel,
     controlnet: ControlNetModel,
@@ -171,20 +168,16 @@ def predict(
     tensor shaped as `latents`, in the scheduler's prediction type
     """
     conditions = {"encoder_hidden_states": tokens, "class_labels": vector, "return_dict": False}
-    ab = torch.cos((timesteps.float() / 1000 + 0.008) / 1.008 * torch.pi / 2) ** 2
-    a = ab.view(-1,1,1,1).float(); sd = RESID; den = a * sd**2 + 1 - a
-    def out(f):
-        return ((a * (1 - a)).sqrt() * (1 - sd**2) * latents - sd * den.sqrt() * f.float()) / den
     if folded_maps is None:
-        return out(unet(latents, timesteps, **conditions)[0])
+        return unet(latents, timesteps, **conditions)[0]
     down, mid = controlnet(latents, timesteps, controlnet_cond=folded_maps, **conditions)
     if structure_known is not None:
         gate = structure_known.view(-1, 1, 1, 1).to(mid.dtype)
         down, mid = [d * gate for d in down], mid * gate
-    return out(unet(
+    return unet(
         latents, timesteps, down_block_additional_residuals=down,
         mid_block_additional_residual=mid, **conditions,
-    )[0])  # fmt: skip
+    )[0]  # fmt: skip
 
 
 def training_dtype(device: torch.device | str) -> torch.dtype:

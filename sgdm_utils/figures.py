@@ -157,7 +157,14 @@ def spectra(raws: Mapping[str, mne.io.BaseRaw]) -> None:
     _, axes = plt.subplots(1, len(raws), figsize=(10, 2.6), sharey=True, squeeze=False)
     for ax, (name, raw) in zip(axes[0], raws.items(), strict=True):
         fmax = min(80.0, raw.info["sfreq"] / 2)
-        psd = raw.compute_psd("welch", fmin=0.3, fmax=fmax, n_fft=2048 if raw.n_times > 2048 else 512, picks="eeg", verbose="error")
+        psd = raw.compute_psd(
+            "welch",
+            fmin=0.3,
+            fmax=fmax,
+            n_fft=2048 if raw.n_times > 2048 else 512,
+            picks="eeg",
+            verbose="error",
+        )
         power = 10 * np.log10(psd.get_data() * 1e12 + 1e-6)
         ax.plot(psd.freqs, power.T, color=COLOURS["eeg"], alpha=0.25, linewidth=0.6)
         ax.plot(psd.freqs, np.median(power, axis=0), color=COLOURS["seen"], linewidth=1.2)
@@ -259,7 +266,16 @@ def retrieval_bars(table: pd.DataFrame, metrics: Sequence[str]) -> None:
             x = np.arange(len(subjects)) + (i - (len(keys) - 1) / 2) * 0.2
             error = np.abs(rows[["ci_low", "ci_high"]].to_numpy() - rows[["value"]].to_numpy()).T
             label = f"{key[0]}, {key[1].replace('_', ' ')}"
-            ax.bar(x, rows["value"], 0.19, yerr=error, color=colours[key], label=label, ecolor="#444444", error_kw={"linewidth": 1})
+            ax.bar(
+                x,
+                rows["value"],
+                0.19,
+                yerr=error,
+                color=colours[key],
+                label=label,
+                ecolor="#444444",
+                error_kw={"linewidth": 1},
+            )
         draw_chance(ax, here["chance"].iloc[0])
         ax.set_xticks(range(len(subjects)), subjects)
         ax.set(title=f"{metric}, gallery of {int(here['n'].iloc[0])}", ylim=(0, 1.05))

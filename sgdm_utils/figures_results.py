@@ -49,6 +49,7 @@ METRICS = {
     "mse": "MSE (lower is better)",
     "category_accuracy": "category accuracy",
     "silhouette_iou": "silhouette IoU",
+    "iou": "silhouette IoU",
     "boundary_f": "boundary F",
     "edge_f": "edge F",
     "relation_accuracy": "tan relations, accuracy",
@@ -93,7 +94,8 @@ def condition_dots(
         ax.set_yticks(range(len(conditions)), [labels[c] for c in conditions])
         ax.set_ylim(-0.6, len(conditions) - 0.4)
         ax.tick_params(axis="y", length=0)
-        ax.grid(axis="x", color="#EEEEEE", zorder=-2)
+        ax.set_axisbelow(True)
+        ax.grid(axis="x", color="#EEEEEE")
     _explain(fig, table[table["metric"].isin(metrics)])
 
 
@@ -105,6 +107,7 @@ def _condition_panel(ax: plt.Axes, here: pd.DataFrame, conditions: Sequence[str]
         ax.axvspan(*band, color=COLOURS["shuffled_eeg"], alpha=0.22, linewidth=0, zorder=-1)
     for level in chance:
         draw_chance(ax, level, vertical=True)
+        ax.lines[-1].set_zorder(1)  # above the grid, which may have a line at the same place
     for y, condition in enumerate(conditions):
         rows = here[here["condition"] == condition]
         _dots(ax, rows, y, COLOURS.get(condition, COLOURS["seen"]))
@@ -155,29 +158,30 @@ def subject_dots(
     for ax in axes.flat[len(metrics) :]:
         ax.axis("off")
     for ax, metric in zip(axes.flat, metrics, strict=False):
-        here = table[(table["metric"] == metric) & table["subject"].isin(subjects)]
-        for level in here["chance"].dropna().unique():
-            draw_chance(ax, level)
+        here = table[table["metric"] == metric]
+        for x, subject in enumerate(subjects):
+            for level in here.loc[here["subject"] == subject, "chance"].dropna().unique():
+                label = "chance" if x == 0 else None
+                style = {"color": COLOURS["chance"], "linestyle": "--", "linewidth": 1}
+                ax.hlines(level, x - 0.5, x + 0.5, label=label, zorder=1, **style)
         for k, ((model, condition), (label, colour)) in enumerate(series.items()):
             rows = here[(here["model"] == model) & (here["condition"] == condition)]
-            x = rows["subject"].map(subjects.index) + (k - (len(series) - 1) / 2) * 0.8 / len(
-                series
-            )
+            if set(rows["subject"]) == {"all"} != set(subjects):  # the same for everybody
+                ax.axhline(rows["value"].iloc[0], color=colour, linewidth=1.6, label=label)
+                continue
+            rows = rows[rows["subject"].isin(subjects)]
+            offset = (k - (len(series) - 1) / 2) * 0.8 / len(series)
+            x = rows["subject"].map(subjects.index) + offset
             ax.vlines(x, rows["ci_low"], rows["ci_high"], color=colour, linewidth=2.2)
-            ax.plot(
-                x,
-                rows["value"],
-                "o",
-                color=colour,
-                markersize=5.5,
-                markeredgecolor="white",
-                label=label,
-            )
+            style = {"color": colour, "markersize": 5.5, "markeredgecolor": "white"}
+            ax.plot(x, rows["value"], "o", label=label, **style)
         ax.set_xticks(range(len(subjects)), subjects)
         ax.set_xlim(-0.6, len(subjects) - 0.4)
-        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0] if (here["value"] < 0).any() else 0.0))
+        low, high = here["value"].min(), ax.get_ylim()[1]
+        ax.set_ylim(min(0.0, low) - 0.03 * high, high)  # from zero, lest differences look larger
         ax.set_title(metric_label(metric), loc="left", fontsize=9.5)
-        ax.grid(axis="y", color="#EEEEEE", zorder=-2)
+        ax.set_axisbelow(True)
+        ax.grid(axis="y", color="#EEEEEE")
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside right upper", fontsize=8)
     n = table.loc[table["metric"].isin(metrics) & table["subject"].isin(subjects), "n"]

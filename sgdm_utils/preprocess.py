@@ -266,7 +266,10 @@ def split_half_reliability(
     ----------
     Spearman (1910), Brown (1910): r_full = 2 r_half / (1 + r_half).
     """
-    groups = [g.to_numpy() for _, g in pd.Series(np.arange(len(trials))).groupby(trials["image_id"].to_numpy())]
+    groups = [
+        g.to_numpy()
+        for _, g in pd.Series(np.arange(len(trials))).groupby(trials["image_id"].to_numpy())
+    ]
     groups = [g for g in groups if len(g) >= 2]
     if len(groups) < 3:
         raise ValueError("fewer than 3 images were repeated: a noise ceiling cannot be estimated")

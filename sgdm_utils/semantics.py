@@ -110,8 +110,10 @@ def clip_pixels(pictures: np.ndarray, model: nn.Module) -> torch.Tensor:
     float32 tensor of shape (n, 3, image_size, image_size)
     """
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
-        raise ValueError(f"pictures must be uint8 (n, h, w, 3), got {pictures.dtype} {pictures.shape}")
-    x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+        raise ValueError(
+            f"pictures must be uint8 (n, h, w, 3), got {pictures.dtype} {pictures.shape}"
+        )
+    x = torch.tensor(np.asarray(pictures)).permute(0, 3, 1, 2).float() / 255
     size = model.visual.image_size
     size = (size, size) if isinstance(size, int) else tuple(size)
     if x.shape[-2:] != size:

@@ -293,7 +293,9 @@ def _noise_patterns(info: mne.Info, rng: np.random.Generator) -> dict[str, np.nd
     """Topographies of the background: many cortical dipoles, alpha, eyes, mains."""
     anywhere = _unit(rng.normal(size=(90, 3)) * np.array([1, 1, 0.8]) + np.array([0, 0, 0.25]))
     cortex = _dipole_topographies(
-        info, anywhere * rng.uniform(0.5, 0.85, (90, 1)) * HEAD_RADIUS_M, _unit(rng.normal(size=(90, 3)))
+        info,
+        anywhere * rng.uniform(0.5, 0.85, (90, 1)) * HEAD_RADIUS_M,
+        _unit(rng.normal(size=(90, 3))),
     )
     back = _direction(rng.uniform(-35, 35, 6), rng.uniform(5, 45, 6)) * 0.8 * HEAD_RADIUS_M
     alpha = _dipole_topographies(info, back, _unit(back + 0.02 * rng.normal(size=(6, 3))))
@@ -323,10 +325,15 @@ def make_stream(
     Presentation
     """
     order = rng.permutation(rows)
-    for i in range(1, len(order)):
-        if order[i] == order[i - 1]:
-            j = rng.choice(np.flatnonzero(order != order[i]))
+    for _ in range(100):  # an exchange can make a new pair: repeat until there is none
+        twice = np.flatnonzero(order[1:] == order[:-1]) + 1
+        if not len(twice):
+            break
+        for i in twice:
+            j = rng.integers(len(order))
             order[i], order[j] = order[j], order[i]
+    else:
+        raise ValueError("too few different pictures to avoid showing one twice in a row")
     onset, shown, clock = [], [], 2.0
     for s in range(0, len(order), per_sequence):
         sequence = list(order[s : s + per_sequence])
@@ -340,7 +347,9 @@ def make_stream(
 
 def _pink(rng, n_rows: int, n: int, sfreq: float, exponent: float = 1.0) -> np.ndarray:
     """Unit-variance noise with a 1/f**exponent power spectrum, flat below 0.5 Hz."""
-    length = next_fast_len(n, real=True)  # a prime number of samples would take a hundred times longer
+    length = next_fast_len(
+        n, real=True
+    )  # a prime number of samples would take a hundred times longer
     freq = np.fft.rfftfreq(length, 1 / sfreq)
     amplitude = (np.maximum(freq, 0.5) ** (-exponent / 2)).astype(np.float32)
     amplitude[0] = 0

@@ -114,7 +114,9 @@ class AveragingSampler:
     rng : numpy.random.Generator
     """
 
-    def __init__(self, trials: TrialSet, split: str, batch_size: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, trials: TrialSet, split: str, batch_size: int, rng: np.random.Generator
+    ) -> None:
         rows = trials.table[trials.table["split"] == split]
         grouped = rows.groupby(["subject_index", "image_id"], sort=True)
         self.members = [g.to_numpy() for g in grouped.groups.values()]
@@ -169,8 +171,8 @@ def embed(encoder, eeg: np.ndarray, subject: np.ndarray, batch: int = 512) -> to
     device = next(encoder.parameters()).device
     parts = []
     for i in range(0, len(eeg), batch):
-        x = torch.from_numpy(np.ascontiguousarray(eeg[i : i + batch])).to(device)
-        s = torch.from_numpy(np.ascontiguousarray(subject[i : i + batch])).to(device)
+        x = torch.tensor(eeg[i : i + batch]).to(device)
+        s = torch.tensor(subject[i : i + batch]).to(device)
         parts.append(encoder(x, s).float().cpu())
     encoder.train(was_training)
     return torch.cat(parts)

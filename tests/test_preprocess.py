@@ -1,0 +1,112 @@
+"""Preprocessing against independent implementations and hand-made cases."""
+
+from __future__ import annotations
+
+import mne
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.discriminant_analysis import _cov
+
+from sgdm_utils import preprocess
+from sgdm_utils.simulate import EEG_CHANNELS
+
+
+@pytest.fixture
+def raw():
+    rng = np.random.default_rng(0)
+    info = mne.create_info(EEG_CHANNELS, 200.0, "eeg")
+    shared = rng.normal(size=(8, 20_000))
+    data = rng.normal(size=(63, 8)) @ shared + rng.normal(size=(63, 20_000))
+    return mne.io.RawArray(data * 1e-6, info, verbose="error")
+
+
+@pytest.mark.parametrize("n_times", [2, 4, 20, 100])
+def test_ledoit_wolf_equals_scikit_learn(n_times):
+    trials = np.random.default_rng(n_times).normal(size=(3, 7, n_times)) * np.arange(1, 8)[:, None]
+    mine = preprocess.ledoit_wolf_covariance(trials)
+    theirs = np.stack([_cov(t.T, shrinkage="auto") for t in trials])
+    assert np.abs(mine - theirs).max() < 1e-10 * np.abs(theirs).max()
+
+
+def test_whitened_training_covariance_is_the_identity():
+    rng = np.random.default_rng(1)
+    eeg = rng.normal(size=(50, 6, 40)) * np.arange(1, 7)[:, None] + rng.normal(size=(50, 1, 40))
+    covariance = preprocess.noise_covariance(eeg, chunk=7)
+    assert np.allclose(covariance, preprocess.noise_covariance(eeg, chunk=50))
+    w = preprocess.whitening_matrix(covariance)
+    assert np.allclose(w @ covariance @ w, np.eye(6), atol=1e-9)
+    assert np.allclose(w, w.T)
+
+
+def test_a_singular_covariance_is_refused():
+    with pytest.raises(preprocess.ChannelError, match="identical"):
+        preprocess.whitening_matrix(np.ones((3, 3)))
+
+
+def test_epochs_equal_mne_and_have_the_promised_length(raw):
+    onset = np.array([5.0, 7.5, 60.0])
+    epochs = preprocess.cut_epochs(raw, onset, -0.2, 0.6, True, 100.0)
+    assert epochs.get_data().shape == (3, 63, 80)
+    assert epochs.times[0] == pytest.approx(-0.2)
+    events = np.stack([(onset * 200).astype(int), [0] * 3, [1] * 3], axis=1)
+    theirs = mne.Epochs(
+        raw, events, tmin=-0.2, tmax=0.595, baseline=(None, 0), preload=True, verbose="error"
+    ).resample(100.0)
+    assert np.allclose(epochs.get_data(), theirs.get_data(), atol=1e-15)
+
+
+def test_an_event_at_the_edge_is_named(raw):
+    with pytest.raises(ValueError, match=r"event 1 at 99.9"):
+        preprocess.cut_epochs(raw, np.array([5.0, 99.9]), -0.2, 0.6, True, 100.0)
+
+
+@pytest.mark.parametrize("fault", ["loud", "lonely"])
+def test_bad_channels_are_found_and_good_ones_kept(raw, fault):
+    assert preprocess.find_bad_channels(raw) == []
+    noise = np.random.default_rng(2).normal(size=20_000) * 1e-6
+    scale = {"loud": 60.0, "lonely": raw._data[10].std() / noise.std()}[fault]
+    raw._data[10] = noise * scale
+    assert preprocess.find_bad_channels(raw) == [EEG_CHANNELS[10]]
+
+
+@pytest.mark.parametrize(
+    ("value", "word"), [(np.nan, "NaN"), (np.inf, "infinite"), ("flat", "no signal")]
+)
+def test_a_broken_channel_is_named(value, word):
+    data = np.random.default_rng(0).normal(size=(3, 50))
+    data[1] = 2.0 if value == "flat" else data[1]
+    if value != "flat":
+        data[1, 7] = value
+    with pytest.raises(preprocess.ChannelError, match=word) as error:
+        preprocess.check_signal(data, ["Oz", "O1", "O2"], "run-01.vhdr")
+    assert "O1" in str(error.value) and "run-01.vhdr" in str(error.value)
+
+
+def table(n_images, repetitions):
+    ids = np.repeat([f"p{i}" for i in range(n_images)], repetitions)
+    return pd.DataFrame({"subject": "sub-01", "image_id": ids, "concept": ids, "split": "test"})
+
+
+def test_averages_belong_to_their_images():
+    trials = table(3, 4).sample(frac=1, random_state=0).reset_index(drop=True)
+    values = trials["image_id"].str[1:].astype(float).to_numpy()
+    eeg = np.broadcast_to(values[:, None, None], (12, 2, 5)).astype(np.float32)
+    average, means = preprocess.average_repetitions(eeg, trials)
+    assert means["image_id"].tolist() == ["p0", "p1", "p2"]
+    assert average[:, 0, 0].tolist() == [0, 1, 2]
+    assert means["n_averaged"].tolist() == [4, 4, 4]
+    _, some = preprocess.average_repetitions(eeg, trials, max_repetitions=2)
+    assert some["n_averaged"].tolist() == [2, 2, 2]
+
+
+def test_reliability_is_zero_for_noise_and_matches_theory_for_signal():
+    rng = np.random.default_rng(0)
+    trials = table(200, 8)
+    signal = np.repeat(rng.normal(size=(200, 1, 1)), 8, axis=0)
+    noise = rng.normal(size=(1600, 1, 4)) * 2.0
+    none = preprocess.split_half_reliability(noise, trials, np.random.default_rng(1))
+    assert np.abs(none).mean() < 0.25
+    found = preprocess.split_half_reliability(signal + noise, trials, np.random.default_rng(1))
+    expected = 1 / (1 + 4 / 8)  # signal variance 1, noise variance 4 over 8 repetitions
+    assert found == pytest.approx(expected, abs=0.08)

@@ -1,0 +1,91 @@
+"""Write the results table of README.md from the tables of the last demo: `make notebooks` calls it.
+
+Numbers in a text that is edited by hand drift from the results. What stands between the two markers is
+computed; a test compares it with the tables.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from sgdm_utils import paths, tables
+
+BEGIN, END = "<!-- results: begin (computed by tools/fill_readme.py) -->", "<!-- results: end -->"
+ROWS = {
+    "oracle": "true meaning and true structure (limit of the generator)",
+    "eeg": "**EEG** (test concepts never trained on)",
+    "shuffled_eeg": "EEG of another picture",
+    "no_structure": "EEG meaning, no structure",
+    "shuffled_structure": "EEG meaning, another picture's structure",
+    "class_only": "true category only",
+    "mean_image": "mean training picture",
+}
+METRICS = {
+    "two_way_clip_tiny": "two-way CLIP",
+    "pixcorr": "PixCorr",
+    "ssim": "SSIM",
+    "silhouette_iou": "silhouette IoU",
+}
+
+
+def cell(row) -> str:
+    """Value with its interval, or a dash."""
+    if row.empty:
+        return "-"
+    r = row.iloc[0]
+    if r["ci_low"] != r["ci_low"] or r["ci_low"] == r["ci_high"]:
+        return f"{r['value']:.2f}"
+    return f"{r['value']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}]"
+
+
+def results(study: str = "demo") -> str:
+    """The Markdown between the markers."""
+    folder = paths.report_dir(study) / "tables"
+    made = tables.read_table(folder / "reconstruction.csv")
+    made = made[made["subject"] == "all"]
+    n = int(made["n"].max())
+    lines = [
+        f"| pictures from | {' | '.join(METRICS.values())} |",
+        "|---|" + "---|" * len(METRICS),
+    ]
+    for condition, label in ROWS.items():
+        here = made[made["condition"] == condition]
+        cells = [cell(here[here["metric"] == m]) for m in METRICS]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    lines.append(f"| *chance* | 0.50 | {' | '.join(['-'] * (len(METRICS) - 1))} |")
+    found = tables.read_table(folder / "retrieval.csv")
+    top = found[(found["metric"] == "top1") & (found["condition"] == "eeg")]
+    parts = []
+    for model, label in (
+        ("sgdm", "EEG encoder"),
+        ("ridge", "ridge regression"),
+        ("ideal", "ideal decoder"),
+    ):
+        here = top[top["model"] == model].sort_values("subject")
+        if len(here):
+            parts.append(f"{label} {', '.join(f'{v:.2f}' for v in here['value'])}")
+    chance = top["chance"].iloc[0]
+    gallery = int(top["n"].iloc[0])
+    lines += [
+        "",
+        f"Simulated recording, {top['subject'].nunique()} subjects, n = {n} (subject, picture) pairs at "
+        f"most, seed {int(made['seed'].dropna().iloc[0])}, 95 % bootstrap intervals. Finding the seen "
+        f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): {'; '.join(parts)}.",
+    ]
+    return "\n".join(lines)
+
+
+def fill(text: str, table: str) -> str:
+    """README text with the table put between the markers."""
+    head, _, rest = text.partition(BEGIN)
+    _, found, tail = rest.partition(END)
+    if not found:
+        raise ValueError(f"README.md lacks the markers {BEGIN!r} and {END!r}")
+    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+
+
+if __name__ == "__main__":
+    readme = paths.project_root() / "README.md"
+    readme.write_text(fill(readme.read_text(encoding="utf-8"), results()), encoding="utf-8")
+    print(f"{readme.name}: results table written")
+    sys.exit(0)
