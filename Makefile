@@ -56,9 +56,10 @@ lab: environment ## open the notebooks in JupyterLab
 report: environment ## draw figures and page of a study anew from its tables: make report STUDY=demo SEED=0
 	$(PY) -m sgdm_utils.run 07_figures --study $(STUDY) --seed $(SEED)
 
-notebooks: environment ## maintainers: put the outputs of the last make demo into notebooks/
+notebooks: environment ## maintainers: put the results of the last make demo into notebooks/ and README.md
 	$(PY) tools/adopt_outputs.py
 	$(STRIP) notebooks/*.ipynb
+	$(PY) tools/fill_readme.py
 
 lock: ## maintainers: renew requirements.lock from pyproject.toml (needs uv)
 	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \

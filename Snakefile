@@ -51,7 +51,7 @@ def earlier(step):
 
 def page(step):
     """The page that the last step writes beside its artifact."""
-    return [paths.relative(paths.report_dir(STUDY.study) / "index.html")] if step is PLAN[-1] else []
+    return [paths.relative(paths.report_dir(STUDY.study) / "index.html")] if step.stage == "report" else []
 
 
 rule all:

@@ -45,6 +45,8 @@ class StudyConfig:
         Parameters that differ from the defaults, by notebook.
     path : Path
         The file it was read from.
+    until : str
+        Last notebook of the plan.
     """
 
     study: str
@@ -52,6 +54,7 @@ class StudyConfig:
     seeds: tuple[int, ...]
     notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
     path: Path = Path()
+    until: str = "99"
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,14 @@ def load(study: str) -> StudyConfig:
     if problems:
         listing = "\n".join(f"  {problem}" for problem in problems)
         raise ConfigError(f"{paths.relative(path)} cannot be used:\n{listing}")
-    return StudyConfig(study, tuple(content["subjects"]), tuple(content["seeds"]), sections, path)
+    until = content.get("until", StudyConfig.until)
+    if until != StudyConfig.until and until not in {s.notebook for s in paths.STAGES.values()}:
+        there = [stage.notebook for stage in paths.STAGES.values()]
+        problem = f"until: {_suggest(until, there, 'notebooks')}"
+        raise ConfigError(f"{paths.relative(path)} cannot be used:\n  {problem}")
+    return StudyConfig(
+        study, tuple(content["subjects"]), tuple(content["seeds"]), sections, path, until
+    )
 
 
 def studies() -> list[str]:
@@ -147,7 +157,7 @@ def plan(config: StudyConfig) -> list[Step]:
     steps = []
     for seed in (None, *config.seeds):
         for stage in paths.STAGES.values():
-            if stage.per_seed == (seed is not None):
+            if stage.per_seed == (seed is not None) and stage.notebook <= config.until:
                 subjects = config.subjects if stage.per_subject else (None,)
                 steps += [
                     Step(config.study, stage.notebook, stage.name, subject, seed)

@@ -1,8 +1,8 @@
 """Latent diffusion with a ControlNet: the networks, their conditions and the pipeline.
 
-The autoencoder of pictures has a module of its own, `autoencoder`. The losses and the denoising
-loop are shown in notebook 05; the pipeline here repeats the loop for those who only want pictures
-(and notebook 05 checks that both agree).
+The autoencoder of pictures (`autoencoder`) and the form in which conditions enter (`conditioning`)
+have modules of their own. The losses and the denoising loop are shown in notebook 05; the pipeline
+here repeats the loop for those who only want pictures (and notebook 05 checks that both agree).
 """
 
 from __future__ import annotations
@@ -15,69 +15,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline, UNet2DConditionModel
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
-from torch import nn
-from torch.nn import functional as F
 
+from sgdm_utils.conditioning import ConditionEmbedder, fold_maps, shrink
 
-class ConditionEmbedder(ModelMixin, ConfigMixin):
-    """Turns a CLIP-space embedding into UNet tokens, with a learned "nothing known".
-
-    The noise level says how far the embedding can be trusted, see `shrink`.
-
-    Parameters
-    ----------
-    embed_dim : int, dimension of the (standardised) embedding
-    n_tokens, token_dim : int
-    """
-
-    @register_to_config
-    def __init__(self, embed_dim: int = 64, n_tokens: int = 4, token_dim: int = 128) -> None:
-        super().__init__()
-        self.tokens = nn.Sequential(
-            nn.Linear(embed_dim + 1, 256), nn.SiLU(), nn.Linear(256, n_tokens * token_dim)
-        )
-        self.null_tokens = nn.Parameter(torch.zeros(1, n_tokens, token_dim))
-        self.null_vector = nn.Parameter(torch.zeros(1, embed_dim + 1))
-
-    def forward(
-        self, embedding: torch.Tensor, noise: torch.Tensor, known: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (batch, n_tokens, token_dim) and the global vector (batch, embed_dim + 1).
-
-        `noise`, float of shape (batch,), is the embedding's noise level in [0, 1]; `known`, bool of
-        shape (batch,), is False where the learned null stands in.
-        """
-        vector = torch.cat([embedding, noise[:, None].to(embedding.dtype)], dim=1)
-        tokens = self.tokens(vector).unflatten(1, self.null_tokens.shape[1:])
-        keep = known[:, None]
-        return (
-            torch.where(keep[..., None], tokens, self.null_tokens.to(tokens.dtype)),
-            torch.where(keep, vector, self.null_vector.to(vector.dtype)),
-        )
-
-
-def shrink(target: torch.Tensor, error: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """What a best linear decoder would say of a standardised target, at a given noise level.
-
-    A regression with correlation r between prediction and target has, if it errs no more than it
-    must, the variance r^2 and the root mean square error s = sqrt(1 - r^2). Such a prediction is ::
-
-        r^2 * target + r * s * error
-
-    Parameters
-    ----------
-    target, error : tensors of shape (batch, dim), both with unit variance
-    noise : tensor of shape (batch,), s in [0, 1]: 0 returns the target, 1 returns zeros
-
-    Returns
-    -------
-    tensor of shape (batch, dim)
-    """
-    s = noise[:, None]
-    return (1 - s**2) * target + s * (1 - s**2).sqrt() * error
+__all__ = [
+    "ConditionEmbedder",
+    "SGDMPipeline",
+    "fold_maps",
+    "make_controlnet",
+    "make_unet",
+    "predict",
+    "shrink",
+    "training_dtype",
+    "velocity",
+]
 
 
 def make_unet(
@@ -85,7 +37,7 @@ def make_unet(
     grid: int,
     embed_dim: int,
     token_dim: int,
-    block_out_channels: tuple[int, ...] = (128, 192),
+    block_out_channels: tuple[int, ...] = (96, 128),
     layers_per_block: int = 1,
 ) -> UNet2DConditionModel:
     """A small `UNet2DConditionModel`: tokens by cross-attention, the embedding also beside time."""
@@ -104,6 +56,8 @@ def make_unet(
         cross_attention_dim=token_dim,
         attention_head_dim=4,  # the number of heads, whatever its name says
         use_linear_projection=True,
+        # colour times outline: the embedding scales and shifts features instead of only adding
+        resnet_time_scale_shift="scale_shift",
         class_embed_type="projection",
         projection_class_embeddings_input_dim=embed_dim + 1,
     )
@@ -118,28 +72,13 @@ def make_controlnet(unet: UNet2DConditionModel, map_size: int) -> ControlNetMode
         conditioning_embedding_out_channels=(128,),
         load_weights_from_unet=True,
     )
-    # a pretrained UNet must not be disturbed at first; this one knows nothing yet, and a map that
-    # enters with weight zero would only be learned from later
-    controlnet.controlnet_cond_embedding.conv_out.reset_parameters()
+    # ControlNets start silent so as not to disturb a pretrained UNet. This one knows nothing yet,
+    # and starting silent would only cost time
+    embedding = controlnet.controlnet_cond_embedding
+    outlets = [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]
+    for layer in [embedding.conv_out, *outlets]:
+        layer.reset_parameters()
     return controlnet
-
-
-def fold_maps(maps: torch.Tensor, grid: int, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """Structure maps folded onto the latent grid, with their noise level as a last channel.
-
-    Parameters
-    ----------
-    maps : tensor of shape (batch, 2, size, size) in [0, 1]: silhouette, edges
-    grid : int, cells per side
-    noise : tensor of shape (batch,), noise level of each map in [0, 1]; None for exact maps
-
-    Returns
-    -------
-    tensor of shape (batch, 2 * (size / grid)^2 + 1, grid, grid)
-    """
-    folded = F.pixel_unshuffle(maps * 2 - 1, maps.shape[-1] // grid)
-    level = folded.new_zeros(len(maps)) if noise is None else noise.to(folded)
-    return torch.cat([folded, level.view(-1, 1, 1, 1).expand(-1, 1, grid, grid)], dim=1)
 
 
 def predict(
@@ -165,7 +104,7 @@ def predict(
 
     Returns
     -------
-    tensor shaped as `latents`, in the scheduler's prediction type
+    tensor shaped as `latents`; `velocity` makes the prediction of it
     """
     conditions = {"encoder_hidden_states": tokens, "class_labels": vector, "return_dict": False}
     if folded_maps is None:
@@ -178,6 +117,37 @@ def predict(
         latents, timesteps, down_block_additional_residuals=down,
         mid_block_additional_residual=mid, **conditions,
     )[0]  # fmt: skip
+
+
+def velocity(
+    output: torch.Tensor, noisy: torch.Tensor, alpha_bar: torch.Tensor, residual_std: float
+) -> torch.Tensor:
+    """The velocity v that an output of the networks stands for.
+
+    Conditions determine most of a picture: given them, a latent varies by s, much less than its
+    standard deviation of 1. The estimate of the clean latent is then, following Karras et al., ::
+
+        c_skip * noisy + c_out * output      with b = alpha_bar * s^2 + 1 - alpha_bar,
+        c_skip = sqrt(alpha_bar) * s^2 / b,  c_out = s * sqrt((1 - alpha_bar) / b)
+
+    so that in strong noise the networks name the latent, and near the end what is still missing. With
+    s = 1 the output is -v itself. Schedulers expect the velocity that belongs to this estimate.
+
+    Parameters
+    ----------
+    output, noisy : tensors of shape (batch, latent_channels, grid, grid)
+    alpha_bar : tensor that broadcasts to them, share of signal power in `noisy`
+    residual_std : float, s
+
+    References
+    ----------
+    Karras et al. (2022), arXiv:2206.00364, section 5 (preconditioning); Salimans & Ho (2022),
+    arXiv:2202.00512 (velocity).
+    """
+    a, s = alpha_bar.to(noisy.dtype), residual_std
+    b = a * s**2 + 1 - a
+    skip = (a * (1 - a)).sqrt() * (1 - s**2) * noisy
+    return (skip - s * b.sqrt() * output.to(noisy.dtype)) / b
 
 
 def training_dtype(device: torch.device | str) -> torch.dtype:
@@ -205,6 +175,11 @@ class SGDMPipeline(DiffusionPipeline):
 
     def __init__(self, vae, unet, controlnet, condition, scheduler) -> None:
         super().__init__()
+        if scheduler.config.prediction_type != "v_prediction":
+            raise ValueError(
+                f"the networks predict velocities, the scheduler expects "
+                f"{scheduler.config.prediction_type!r}: give it prediction_type='v_prediction'"
+            )
         self.register_modules(
             vae=vae, unet=unet, controlnet=controlnet, condition=condition, scheduler=scheduler
         )
@@ -291,6 +266,8 @@ class SGDMPipeline(DiffusionPipeline):
         latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         latents = latents * self.scheduler.init_noise_sigma
+        alphas_bar = self.scheduler.alphas_cumprod.to(device)
+        residual_std = self.condition.config.residual_std
         accepted = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in accepted else {}
         for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
@@ -301,20 +278,14 @@ class SGDMPipeline(DiffusionPipeline):
                 time = t.expand(batch)
                 f = predict(self.unet, self.controlnet, noisy, time, *conditions[branch], folded)
                 output += weight * f.float()
+            # the weights of the branches sum to one, so converting the sum converts each of them
+            output = velocity(output, latents, alphas_bar[int(t)], residual_std)
             if callback is not None:
-                callback(step, self._estimate(output, latents, t))
+                a = alphas_bar[int(t)]
+                callback(step, a.sqrt() * latents - (1 - a).sqrt() * output)
             latents = self.scheduler.step(output, t, latents, **extra).prev_sample
         pictures = self.vae.decode(latents.to(self.vae.dtype))
         return pictures.permute(0, 2, 3, 1).float().cpu().numpy()
-
-    def _estimate(self, output: torch.Tensor, latents: torch.Tensor, t: torch.Tensor):
-        """The clean latents that a prediction implies (schedulers that preserve variance)."""
-        alpha_bar = self.scheduler.alphas_cumprod[int(t)].to(latents)
-        if self.scheduler.config.prediction_type == "v_prediction":
-            return alpha_bar.sqrt() * latents - (1 - alpha_bar).sqrt() * output
-        if self.scheduler.config.prediction_type == "epsilon":
-            return (latents - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
-        return output
 
     def _check(self, embedding, maps, semantic_scale, structure_scale, steps) -> None:
         """Refuse what cannot be sampled from, saying what was expected."""

@@ -11,7 +11,7 @@ from sgdm_utils import diffusion
 from sgdm_utils.autoencoder import PictureVAE
 from sgdm_utils.diffusion import SGDMPipeline
 
-SIZE, EMBED, CHANNELS = 32, 6, 4
+SIZE, EMBED, CHANNELS, RESIDUAL = 32, 6, 4, 0.7
 
 
 def make_pipeline(scheduler=None) -> SGDMPipeline:
@@ -19,12 +19,13 @@ def make_pipeline(scheduler=None) -> SGDMPipeline:
     torch.manual_seed(0)
     vae = PictureVAE(SIZE, patch=8, latent_channels=CHANNELS, width=16)
     vae.fit_patches(torch.rand(40, 3, SIZE, SIZE) * 2 - 1)
+    vae.latent_std.fill_(4.0)  # latents move the picture visibly
     unet = diffusion.make_unet(CHANNELS, vae.grid, EMBED, 32, (32, 32))
     controlnet = diffusion.make_controlnet(unet, SIZE)
     for network in (unet, controlnet):  # zero weights would hide what the conditions do
         for p in network.parameters():
             torch.nn.init.normal_(p, std=0.08)
-    condition = diffusion.ConditionEmbedder(EMBED, 3, 32)
+    condition = diffusion.ConditionEmbedder(EMBED, 3, 32, RESIDUAL)
     torch.nn.init.normal_(condition.null_tokens)
     scheduler = scheduler or DPMSolverMultistepScheduler(
         beta_schedule="squaredcos_cap_v2",
@@ -176,6 +177,20 @@ def test_gradients_reach_every_network(inputs):
         assert not missing, missing
 
 
+@pytest.mark.parametrize("s", [0.05, 0.15, 1.0])
+def test_velocity_belongs_to_the_preconditioned_estimate(s):
+    """The clean latent that follows from the velocity is c_skip * noisy + c_out * output."""
+    generator = torch.Generator().manual_seed(6)
+    output, noisy = torch.randn(2, 5, 2, 3, 3, generator=generator).double()
+    a = torch.tensor([1e-6, 0.1, 0.5, 0.9, 0.999]).double().view(-1, 1, 1, 1)
+    v = diffusion.velocity(output, noisy, a, s)
+    b = a * s**2 + 1 - a
+    estimate = a.sqrt() * s**2 / b * noisy + s * ((1 - a) / b).sqrt() * output
+    assert torch.allclose(a.sqrt() * noisy - (1 - a).sqrt() * v, estimate, atol=1e-9)
+    if s == 1:
+        assert torch.allclose(v, -output)
+
+
 # the pipeline
 
 
@@ -212,6 +227,8 @@ def test_guidance_is_the_equation(inputs, semantic, structure, scheduler):
                 diffusion.predict(pipe.unet, pipe.controlnet, x, t.expand(3), *c, m)
                 for c, m in ((none, None), (sem, None), (sem, folded))
             )
+            a = pipe.scheduler.alphas_cumprod[t]
+            u, s, b = (diffusion.velocity(f, x, a, RESIDUAL) for f in (u, s, b))
             v = u + semantic * (s - u) + structure * (b - s)
             x = pipe.scheduler.step(v, t, x).prev_sample
         expected = pipe.vae.decode(x).permute(0, 2, 3, 1).numpy()
@@ -273,7 +290,6 @@ def test_previews_end_where_the_picture_ends(pipe, inputs):
 
 
 def test_saved_and_loaded_it_draws_the_same_pictures_bit_by_bit(pipe, inputs, tmp_path):
-    pipe.vae.latent_std.fill_(1.5)
     pipe.save_pretrained(tmp_path / "model")
     loaded = SGDMPipeline.from_pretrained(tmp_path / "model")
     loaded.set_progress_bar_config(disable=True)
@@ -290,6 +306,11 @@ def test_half_precision_changes_little(pipe, inputs, tmp_path):
     assert half.unet.dtype == torch.bfloat16 and half.vae.dtype == torch.float32
     made, exact = draw(half, *inputs), draw(pipe, *inputs)
     assert made.dtype == np.float32 and np.abs(made - exact).mean() < 0.05
+
+
+def test_a_scheduler_of_another_prediction_type_is_refused():
+    with pytest.raises(ValueError, match="v_prediction"):
+        make_pipeline(DDIMScheduler(prediction_type="epsilon"))
 
 
 def test_a_missing_folder_says_which_notebook_writes_it(tmp_path):
