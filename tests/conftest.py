@@ -54,17 +54,15 @@ def tmp_study(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory) -> SmokeRun:
-    """Run the whole chain of ``config/smoke.yaml`` once, one notebook at a time."""
-    folder = tmp_path_factory.mktemp("smoke")
-    run = SmokeRun(config.load("smoke"), folder / "data", folder / "reports")
+def run_chain(study: str, folder: Path) -> SmokeRun:
+    """Run every step of a study, one notebook at a time, below `folder`."""
+    chain = SmokeRun(config.load(study), folder / "data", folder / "reports")
     environment = os.environ | {
-        "SGDM_DATA": str(run.data),
-        "SGDM_REPORTS": str(run.reports),
+        "SGDM_DATA": str(chain.data),
+        "SGDM_REPORTS": str(chain.reports),
         "HF_HUB_OFFLINE": "1",
     }
-    for step in config.plan(run.config):
+    for step in config.plan(chain.config):
         done = subprocess.run(
             [sys.executable, *step.command.split()[1:]],
             cwd=paths.project_root(),
@@ -74,7 +72,19 @@ def smoke_run(tmp_path_factory) -> SmokeRun:
         )
         if done.returncode:
             pytest.fail(f"{step.command}\n{done.stderr}", pytrace=False)
-    return run
+    return chain
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory) -> SmokeRun:
+    """Run the whole chain of ``config/smoke.yaml`` once."""
+    return run_chain("smoke", tmp_path_factory.mktemp("smoke"))
+
+
+@pytest.fixture(scope="session")
+def null_run(tmp_path_factory) -> SmokeRun:
+    """Run the decoders of ``config/smoke_null.yaml``, where the EEG says nothing, once."""
+    return run_chain("smoke_null", tmp_path_factory.mktemp("null"))
 
 
 @pytest.fixture
