@@ -6,11 +6,28 @@ Only outputs (without stderr) and execution counts are taken, and only from a ru
 
 from __future__ import annotations
 
+import base64
+import io
 import sys
 
 import nbformat
+from PIL import Image
 
 from sgdm_utils import config, paths
+
+
+LARGE = 120_000  # bytes of a figure beyond which it is stored with a palette
+
+
+def smaller(output):
+    """Store a large figure with 256 colours: a notebook should open quickly and stay below 1 MB."""
+    png = output.get("data", {}).get("image/png")
+    if png and len(png) > LARGE:
+        picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+        packed = io.BytesIO()
+        picture.quantize(256, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
+        output["data"]["image/png"] = base64.b64encode(packed.getvalue()).decode() + "\n"
+    return output
 
 
 def adopt(step: config.Step) -> str | None:
@@ -29,7 +46,7 @@ def adopt(step: config.Step) -> str | None:
             if any(output.output_type == "error" for output in done.outputs):
                 return f"cell {number} of {step.notebook} failed: the study has to run through"
             # warnings name files of the machine that ran them, and nbval does not compare them
-            told = [o for o in done.outputs if o.get("name") != "stderr"]
+            told = [smaller(o) for o in done.outputs if o.get("name") != "stderr"]
             cell.outputs, cell.execution_count = told, done.execution_count
     if "widgets" in executed.metadata:
         notebook.metadata.widgets = executed.metadata.widgets
