@@ -15,7 +15,6 @@ from PIL import Image
 
 from sgdm_utils import config, paths
 
-
 LARGE = 120_000  # bytes of a figure beyond which it is stored with a palette
 
 
