@@ -72,6 +72,14 @@ def results(study: str = "demo") -> str:
         f"most, seed {int(made['seed'].dropna().iloc[0])}, 95 % bootstrap intervals. Finding the seen "
         f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): {'; '.join(parts)}.",
     ]
+    cost = tables.read_table(folder / "runtime.csv")
+    wall = cost.loc[cost["metric"] == "wall_s", "value"].sum() / 60
+    peak = cost.loc[cost["metric"] == "peak_rss_mb", "value"].max() / 1024
+    lines += [
+        "",
+        f"The run behind these numbers took {wall:.0f} minutes from 00 to 06 and at most {peak:.1f} GB, "
+        "on two cores that other jobs used at the same time (`reports/demo/tables/runtime.csv`).",
+    ]
     return "\n".join(lines)
 
 
