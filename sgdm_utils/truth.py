@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdm_utils.simulate import Brain
+from sgdm_utils.brain import Brain
 
 
 @dataclass(frozen=True)
