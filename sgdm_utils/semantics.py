@@ -16,13 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sgdm_utils.features import FeatureOrderError, load_features, save_features  # noqa: F401
+
 # OpenAI's CLIP normalisation; open_clip expects it in a model's preprocess_cfg
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-class FeatureOrderError(ValueError):
-    """Features and the table they should belong to are not in the same order."""
 
 
 def tiny_clip_config(embed_dim: int, image_size: int) -> dict:
@@ -156,31 +154,3 @@ def text_features(
         for i in range(0, len(tokens), batch)
     ]
     return torch.cat(parts).numpy()
-
-
-def save_features(path: Path, features: np.ndarray, image_ids: Sequence[str]) -> None:
-    """Write features and, beside them, the ordered list of image ids they belong to."""
-    if len(features) != len(image_ids):
-        raise FeatureOrderError(f"{len(features)} features for {len(image_ids)} images")
-    np.save(path, features)
-    path.with_suffix(".ids.json").write_text(json.dumps(list(image_ids)))
-
-
-def load_features(path: Path, image_ids: Sequence[str]) -> np.ndarray:
-    """Read features, refusing another order of images than the one they were written in.
-
-    Raises
-    ------
-    FeatureOrderError
-        Names the first position at which the orders differ.
-    """
-    stored = json.loads(path.with_suffix(".ids.json").read_text())
-    wanted = list(image_ids)
-    if stored != wanted:
-        pairs = enumerate(zip(stored, wanted, strict=False))
-        first = next((i for i, (s, w) in pairs if s != w), min(len(stored), len(wanted)))
-        raise FeatureOrderError(
-            f"{path.name} holds {len(stored)} images in an order of its own, {len(wanted)} were asked "
-            f"for; they differ first at row {first}. Select rows by image id, or compute it again."
-        )
-    return np.load(path)
