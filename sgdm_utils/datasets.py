@@ -63,8 +63,9 @@ def find_recordings(
             "(data/README.md says how)"
         )
     found = mne_bids.find_matching_paths(
-        bids_root, datatypes="eeg", suffixes="eeg", extensions=EEG_EXTENSIONS, check=True
-    )
+        bids_root, datatypes="eeg", suffixes="eeg", extensions=EEG_EXTENSIONS, check=True,
+        ignore_nosub=True,  # recordings in derivatives/ are no second recording
+    )  # fmt: skip
     table = pd.DataFrame(
         {
             "subject": [f"sub-{p.subject}" for p in found],

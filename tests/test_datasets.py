@@ -119,6 +119,13 @@ def test_one_subject_may_be_named_either_way(study):
         assert datasets.find_recordings(study, subjects=[name])["subject"].tolist() == ["sub-02"]
 
 
+def test_recordings_in_derivatives_are_no_second_recording(tmp_path):
+    add_recording(tmp_path)
+    before = datasets.find_recordings(tmp_path)
+    shutil.copytree(tmp_path / "sub-01", tmp_path / "derivatives" / "cleaned" / "sub-01")
+    assert datasets.find_recordings(tmp_path).equals(before)
+
+
 def test_events_without_pictures_have_their_label(study):
     mapping = EventMapping(stimulus_column="", label_column="trial_type", margin_s=2.0)
     _, table = events.read_study(study, mapping, subjects=["02"])
