@@ -15,7 +15,7 @@ CODE := sgdm_utils tests tools $(wildcard notebooks)
 STRIP := $(PY) -m nbstripout --keep-output --keep-count \
 	--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
 
-.PHONY: help demo smoke study test lint unit notebooks-test lab report notebooks lock clean environment
+.PHONY: help demo smoke study test lint unit notebooks-test benchmark lab report notebooks lock clean environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ unit: environment
 
 notebooks-test: environment
 	$(PY) tests/check_notebooks.py
+
+benchmark: environment ## speed and memory beside the published recipes (minutes, some gigabytes of disk)
+	$(PY) -m pytest tests/benchmarks/bench_*.py
 
 lab: environment ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks

@@ -125,9 +125,9 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
     """
     path = Path(bids_root) / recording["path"]
     bids_path = mne_bids.get_bids_path_from_fname(path)
-    _check_channel_table(bids_path)
+    check_channel_table(bids_path)
     raw = _open(mne_bids.read_raw_bids, bids_path)
-    _check_duration(raw, bids_path)
+    check_duration(raw, bids_path)
     eeg = mne.pick_types(raw.info, eeg=True, exclude=[])
     if not len(eeg):
         raise DatasetError(
@@ -199,7 +199,7 @@ def _open(reader: Callable[..., mne.io.BaseRaw], path: Path | mne_bids.BIDSPath)
         ) from error
 
 
-def _check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
+def check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
     """Compare the length with the sidecar's: a truncated file is otherwise a shorter recording."""
     sidecar = bids_path.find_matching_sidecar("eeg", ".json", on_error="ignore")
     stated = None
@@ -213,7 +213,7 @@ def _check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
         )
 
 
-def _check_channel_table(bids_path: mne_bids.BIDSPath) -> None:
+def check_channel_table(bids_path: mne_bids.BIDSPath) -> None:
     """Compare channels.tsv with the header of the data file; say which names differ."""
     sidecar = bids_path.find_matching_sidecar("channels", ".tsv", on_error="ignore")
     if sidecar is None:

@@ -187,9 +187,17 @@ def ica_components(ica: mne.preprocessing.ICA, scores: np.ndarray, n: int = 6) -
         )  # fmt: skip
 
 
-def evoked(eeg_uv: np.ndarray, info: mne.Info, times: np.ndarray) -> None:
-    """Average over trials with scalp maps at the strongest moments after onset."""
-    average = mne.EvokedArray(eeg_uv.mean(0) * 1e-6, info, tmin=times[0], nave=len(eeg_uv))
+def evoked(
+    average_uv: np.ndarray, n_trials: int, info: mne.Info, times: np.ndarray, unit: str = "µV"
+) -> None:
+    """Draw an average over trials with scalp maps at four moments after onset.
+
+    Parameters
+    ----------
+    average_uv : array of shape (n_channels, n_times), microvolts (or whitened, see `unit`)
+    n_trials : int, how many were averaged
+    """
+    average = mne.EvokedArray(average_uv * 1e-6, info, tmin=times[0], nave=n_trials)
     if len(info["ch_names"]) < 8:
         _, ax = plt.subplots(figsize=(8, 2.6))
         ax.plot(times * 1000, average.data.T * 1e6, label=info["ch_names"])
@@ -207,7 +215,7 @@ def evoked(eeg_uv: np.ndarray, info: mne.Info, times: np.ndarray) -> None:
             )
             topo.set_title(f"{t * 1000:.0f} ms")
     ax.axvline(0, color="#BBBBBB", linewidth=0.8)
-    ax.set(xlabel="time from onset (ms)", ylabel="µV", title=f"average of {len(eeg_uv)} trials")
+    ax.set(xlabel="time from onset (ms)", ylabel=unit, title=f"average of {n_trials} trials")
 
 
 def ceiling_maps(

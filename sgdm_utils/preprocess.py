@@ -1,12 +1,10 @@
-"""From continuous EEG to trials: bad channels, epochs, noise normalisation, averaging, ceilings.
+"""Trials and their quality: checks of the signal, bad channels, averaging, noise ceilings.
 
-Filtering and ICA are calls of MNE and stay in the notebook; here is what is used by more than one
-notebook or needs an estimator that MNE does not have.
+Filtering and ICA are calls of MNE and stay in the notebook; cutting is in `epoching`, noise
+normalisation in `whitening`.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import mne
 import numpy as np
@@ -83,129 +81,32 @@ def find_bad_channels(raw: mne.io.BaseRaw, threshold: float = 5.0) -> list[str]:
     return [raw.ch_names[p] for p, out in zip(picks, loud | lonely, strict=True) if out]
 
 
-def cut_epochs(
-    raw: mne.io.BaseRaw,
-    onset_s: np.ndarray,
-    tmin: float,
-    tmax: float,
-    baseline: bool,
-    resample_hz: float,
-) -> mne.EpochsArray:
-    """Epochs around picture onsets: cut, subtract the baseline, resample (in this order).
-
-    The order is the one of the official THINGS-EEG2 preprocessing. The end is exclusive, so
-    `tmax - tmin` seconds give exactly `(tmax - tmin) * resample_hz` samples.
+def repetition_groups(
+    trials: pd.DataFrame, rows: np.ndarray | None = None, max_repetitions: int | None = None
+) -> tuple[list[np.ndarray], pd.DataFrame]:
+    """Which trials show the same image to the same subject.
 
     Parameters
     ----------
-    raw : mne.io.BaseRaw, cleaned, volts
-    onset_s : array of shape (n_events,), seconds from the first sample
-    tmin, tmax : float, seconds from onset
-    baseline : bool, subtract the mean of the time before onset
-    resample_hz : float, 0 keeps the recording's rate
+    trials : DataFrame with `subject`, `image_id`, `concept`, `split`; row i belongs to `eeg[i]`
+    rows : int array, the trials to use (default all)
+    max_repetitions : int, use only the first so many repetitions in time order
 
     Returns
     -------
-    mne.EpochsArray with the EEG channels of `raw`
+    groups : list of int arrays, rows of `trials`, sorted by subject and image_id
+    table : DataFrame with one row per group: `subject`, `image_id`, `concept`, `split`, `n_averaged`
     """
-    sfreq = raw.info["sfreq"]
-    sample = np.round(np.asarray(onset_s) * sfreq).astype(int) + raw.first_samp
-    events = np.stack([sample, np.zeros_like(sample), np.ones_like(sample)], axis=1)
-    epochs = mne.Epochs(
-        raw, events, {"picture": 1}, tmin, tmax - 1 / sfreq, picks="eeg", preload=True,
-        baseline=(None, 0) if baseline and tmin < 0 else None, reject=None, verbose="error",
-        event_repeated="error",
-    )  # fmt: skip
-    if len(epochs) != len(sample):
-        lost = sorted(set(range(len(sample))) - set(epochs.selection.tolist()))
-        raise ValueError(
-            f"{len(lost)} of {len(sample)} events lie too close to an end of the run for an epoch "
-            f"from {tmin} to {tmax} s (first: event {lost[0]} at {onset_s[lost[0]]:.3f} s). "
-            "Drop them from events.tsv or shorten the epoch (tmin, tmax)."
-        )
-    if resample_hz and resample_hz != sfreq:
-        epochs.resample(resample_hz, verbose="error")
-    return epochs
-
-
-def ledoit_wolf_covariance(trials: np.ndarray) -> np.ndarray:
-    """Shrunken channel covariance of every trial, over its time points, in one pass.
-
-    Parameters
-    ----------
-    trials : array of shape (n_trials, n_channels, n_times)
-
-    Returns
-    -------
-    float64 array of shape (n_trials, n_channels, n_channels)
-
-    References
-    ----------
-    Ledoit & Wolf (2004), J. Multivariate Analysis 88:365, eq. 14, on variables standardised by their
-    biased standard deviation, as scikit-learn's discriminant analysis does ('auto' shrinkage).
-    """
-    x = np.asarray(trials, dtype=np.float64)
-    n, p = x.shape[2], x.shape[1]
-    x = x - x.mean(2, keepdims=True)
-    sd = x.std(2, keepdims=True)
-    z = x / np.where(sd == 0, 1.0, sd)
-    s = z @ z.transpose(0, 2, 1) / n
-    mu = np.trace(s, axis1=1, axis2=2) / p
-    squares = (s**2).sum((1, 2))
-    # sum_ij sum_t z_it^2 z_jt^2 = sum_t (sum_i z_it^2)^2: no second p x p product is needed
-    fourth = ((z**2).sum(1) ** 2).sum(1)
-    beta = (fourth / n - squares) / (p * n)
-    delta = (squares - p * mu**2) / p
-    beta = np.minimum(np.maximum(beta, 0.0), delta)
-    shrinkage = np.where(beta > 0, beta / np.where(delta > 0, delta, 1.0), 0.0)[:, None, None]
-    r = (1 - shrinkage) * s + shrinkage * mu[:, None, None] * np.eye(p)
-    scale = np.where(sd == 0, 1.0, sd)
-    return r * scale * scale.transpose(0, 2, 1)
-
-
-def noise_covariance(
-    eeg: np.ndarray, method: Literal["epochs"] = "epochs", chunk: int = 512
-) -> np.ndarray:
-    """Average noise covariance of a set of trials (multivariate noise normalisation).
-
-    Parameters
-    ----------
-    eeg : array of shape (n_trials, n_channels, n_times), training trials only
-    method : 'epochs', covariance over the time points of each trial, averaged over trials
-    chunk : int, trials per block, bounds the memory
-
-    Returns
-    -------
-    float64 array of shape (n_channels, n_channels)
-
-    References
-    ----------
-    Guggenmos, Sterzer & Cichy (2018), NeuroImage 173:434.
-    """
-    if method != "epochs":
-        raise ValueError(f"unknown method {method!r}: 'epochs' is available")
-    total = np.zeros((eeg.shape[1], eeg.shape[1]))
-    for start in range(0, len(eeg), chunk):
-        total += ledoit_wolf_covariance(eeg[start : start + chunk]).sum(0)
-    return total / len(eeg)
-
-
-def whitening_matrix(covariance: np.ndarray) -> np.ndarray:
-    """Symmetric inverse square root: W with W cov W = identity.
-
-    Raises
-    ------
-    ChannelError
-        If the covariance is not positive definite (two identical channels, or rank lost to the
-        reference without shrinkage).
-    """
-    values, vectors = np.linalg.eigh(covariance)
-    if values[0] <= 1e-12 * values[-1]:
-        raise ChannelError(
-            f"noise covariance has a condition number above 1e12 (smallest eigenvalue "
-            f"{values[0]:.3g}): are two channels identical? Remove one of them."
-        )
-    return (vectors / np.sqrt(values)) @ vectors.T
+    chosen = trials if rows is None else trials.iloc[rows]
+    chosen = chosen.assign(_row=np.arange(len(trials)) if rows is None else np.asarray(rows))
+    groups, table = [], []
+    for (subject, image_id), group in chosen.groupby(["subject", "image_id"], sort=True):
+        index = group["_row"].to_numpy()[:max_repetitions]
+        groups.append(index)
+        first = group.iloc[0]
+        table.append((subject, image_id, first["concept"], first["split"], len(index)))
+    columns = ["subject", "image_id", "concept", "split", "n_averaged"]
+    return groups, pd.DataFrame(table, columns=columns)
 
 
 def average_repetitions(
@@ -214,14 +115,12 @@ def average_repetitions(
     rows: np.ndarray | None = None,
     max_repetitions: int | None = None,
 ) -> tuple[np.ndarray, pd.DataFrame]:
-    """Mean over the repetitions of each image.
+    """Mean over the repetitions of each image, all in memory.
 
     Parameters
     ----------
     eeg : array of shape (n_trials, n_channels, n_times)
-    trials : DataFrame with `subject`, `image_id`, `concept`, `split`; row i belongs to `eeg[i]`
-    rows : int array, the trials to use (default all)
-    max_repetitions : int, use only the first so many repetitions in time order
+    trials, rows, max_repetitions : see `repetition_groups`
 
     Returns
     -------
@@ -230,16 +129,9 @@ def average_repetitions(
     """
     if len(eeg) != len(trials):
         raise ValueError(f"{len(eeg)} trials in eeg.npy but {len(trials)} rows in trials.parquet")
-    chosen = trials if rows is None else trials.iloc[rows]
-    chosen = chosen.assign(_row=np.arange(len(trials)) if rows is None else np.asarray(rows))
-    means, table = [], []
-    for (subject, image_id), group in chosen.groupby(["subject", "image_id"], sort=True):
-        index = group["_row"].to_numpy()[:max_repetitions]
-        means.append(eeg[index].mean(0, dtype=np.float64))
-        first = group.iloc[0]
-        table.append((subject, image_id, first["concept"], first["split"], len(index)))
-    columns = ["subject", "image_id", "concept", "split", "n_averaged"]
-    return np.stack(means).astype(np.float32), pd.DataFrame(table, columns=columns)
+    groups, table = repetition_groups(trials, rows, max_repetitions)
+    means = [eeg[index].mean(0, dtype=np.float64) for index in groups]
+    return np.stack(means).astype(np.float32), table
 
 
 def split_half_reliability(

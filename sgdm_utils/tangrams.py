@@ -211,7 +211,7 @@ def _shared_edge(a: np.ndarray, b: np.ndarray, tolerance: float) -> int:
     return best
 
 
-def relation_matrix(pieces: Pieces) -> np.ndarray:
+def relation_matrix(pieces: Pieces, tolerance: float = _TOLERANCE) -> np.ndarray:
     """Return the ordinal relation of every pair of tans, from geometry alone.
 
     =====  ==========================  ========================================================
@@ -225,14 +225,15 @@ def relation_matrix(pieces: Pieces) -> np.ndarray:
     5      share a whole edge of both  two edges coincide
     =====  ==========================  ========================================================
 
-    Lengths are compared with a tolerance of 1e-7 legs. The diagonal is 5 (a tan coincides with
-    itself). The matrix is symmetric and does not change when the figure is moved, turned, mirrored
+    The diagonal is 5 (a tan coincides with itself). The matrix is symmetric and does not change when the figure is moved, turned, mirrored
     or scaled.
 
     Parameters
     ----------
     pieces : list of ndarray, each (n_vertices, 2)
         Seven polygons in any unit.
+    tolerance : float
+        Legs within which lengths count as equal; for exact figures the default, 1e-7.
 
     Returns
     -------
@@ -242,10 +243,13 @@ def relation_matrix(pieces: Pieces) -> np.ndarray:
     leg = np.sqrt(sum(p.area for p in polygons) / TOTAL_AREA)
     matrix = np.full((len(pieces), len(pieces)), 5, dtype=np.int8)
     for i, j in combinations(range(len(pieces)), 2):
-        relation = _shared_edge(pieces[i], pieces[j], _TOLERANCE * leg)
+        relation = max(  # both ways: a long edge strays from the line of a short one that is askew
+            _shared_edge(pieces[i], pieces[j], tolerance * leg),
+            _shared_edge(pieces[j], pieces[i], tolerance * leg),
+        )
         if relation == 0:
             distance = polygons[i].distance(polygons[j]) / leg
-            relation = 2 if distance < _TOLERANCE else int(distance < 1 - _TOLERANCE)
+            relation = 2 if distance < tolerance else int(distance < 1 - tolerance)
         matrix[i, j] = matrix[j, i] = relation
     return matrix
 

@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 
 from sgdm_utils import provenance, splits
-from sgdm_utils.preprocess import average_repetitions
+from sgdm_utils.preprocess import repetition_groups
+from sgdm_utils.trialfiles import Averages, TrialFile, TrialFiles
 
 
 @dataclass(frozen=True)
@@ -21,20 +22,25 @@ class TrialSet:
 
     Attributes
     ----------
-    eeg : float32 array of shape (n_trials, n_channels, n_times)
+    eeg : array or TrialFiles of shape (n_trials, n_channels, n_times), float32
+        A small set is in memory; a large one stays on the disk, where `eeg[rows]` reads the rows
+        that are asked for and nothing else.
     table : DataFrame, one row per trial: `subject`, `subject_index`, `image_id`, `concept`, `split`, ...
     positions : float32 array of shape (n_channels, 3), unit vectors of the electrodes
     times : array of shape (n_times,), seconds
     sfreq : float, Hz
     artifacts : list of Artifact, the inputs to name in a manifest
+    transductive : bool
+        True when something that the trials went through was fitted on test trials (a whitener).
     """
 
-    eeg: np.ndarray
+    eeg: np.ndarray | TrialFiles
     table: pd.DataFrame
     positions: np.ndarray
     times: np.ndarray
     sfreq: float
     artifacts: list
+    transductive: bool = False
 
     @property
     def subjects(self) -> list[str]:
@@ -44,24 +50,29 @@ class TrialSet:
 
     def averages(
         self, split: str, max_repetitions: int | None = None
-    ) -> tuple[np.ndarray, pd.DataFrame]:
+    ) -> tuple[Averages, pd.DataFrame]:
         """One averaged epoch for each picture and subject of a split.
 
         Returns
         -------
-        eeg : float32 array of shape (n_subjects * n_images, n_channels, n_times)
+        eeg : Averages of shape (n_subjects * n_images, n_channels, n_times), float32
+            Averaged when asked for: `eeg[rows]`, or `eeg[:]` where all of them fit into memory.
         table : DataFrame with `subject`, `subject_index`, `image_id`, `concept`, `n_averaged`
         """
         rows = np.flatnonzero(self.table["split"] == split)
         if not len(rows):
             raise ValueError(f"no trial in split {split!r}")
-        eeg, table = average_repetitions(self.eeg, self.table, rows, max_repetitions)
+        groups, table = repetition_groups(self.table, rows, max_repetitions)
         index = {s: i for i, s in enumerate(self.subjects)}
-        return eeg, table.assign(subject_index=table["subject"].map(index))
+        return Averages(self.eeg, groups), table.assign(subject_index=table["subject"].map(index))
 
 
-def load_trials(study: str, subjects: Sequence[str]) -> TrialSet:
+def load_trials(study: str, subjects: Sequence[str], memory_bytes: int = 1 << 30) -> TrialSet:
     """Read the `preprocessing` artifacts of several subjects, asserting that they fit together.
+
+    Parameters
+    ----------
+    memory_bytes : int, trials that take more than this together are left on the disk
 
     Raises
     ------
@@ -83,20 +94,22 @@ def load_trials(study: str, subjects: Sequence[str]) -> TrialSet:
                 f"{subject} and {first[0]} differ in channels, sampling rate or epoch: run "
                 "01_preprocessing with the same parameters for both"
             )
-        eeg.append(np.load(artifact / "eeg.npy", mmap_mode="r"))
+        eeg.append(TrialFile(artifact / "eeg.npy"))
         table = pd.read_parquet(artifact / "trials.parquet").assign(subject_index=i)
         tables.append(table)
         artifacts.append(artifact)
     table = pd.concat(tables, ignore_index=True)
     splits.assert_split_integrity(table)
+    files = TrialFiles(eeg)
     chs = [{"ch_name": n, "loc": np.array(p)} for n, p in montage["positions_m"].items()]
     return TrialSet(
-        eeg=np.concatenate(eeg),
+        eeg=files[:] if 4 * math.prod(files.shape) <= memory_bytes else files,
         table=table,
         positions=electrode_positions(chs),
         times=np.load(artifacts[0] / "times.npy"),
         sfreq=montage["sfreq"],
         artifacts=artifacts,
+        transductive=any(artifact.notes["transductive"] for artifact in artifacts),
     )
 
 

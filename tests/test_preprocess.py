@@ -6,7 +6,6 @@ import mne
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.discriminant_analysis import _cov
 
 from sgdm_utils import preprocess
 from sgdm_utils.simulate import EEG_CHANNELS
@@ -19,46 +18,6 @@ def raw():
     shared = rng.normal(size=(8, 20_000))
     data = rng.normal(size=(63, 8)) @ shared + rng.normal(size=(63, 20_000))
     return mne.io.RawArray(data * 1e-6, info, verbose="error")
-
-
-@pytest.mark.parametrize("n_times", [2, 4, 20, 100])
-def test_ledoit_wolf_equals_scikit_learn(n_times):
-    trials = np.random.default_rng(n_times).normal(size=(3, 7, n_times)) * np.arange(1, 8)[:, None]
-    mine = preprocess.ledoit_wolf_covariance(trials)
-    theirs = np.stack([_cov(t.T, shrinkage="auto") for t in trials])
-    assert np.abs(mine - theirs).max() < 1e-10 * np.abs(theirs).max()
-
-
-def test_whitened_training_covariance_is_the_identity():
-    rng = np.random.default_rng(1)
-    eeg = rng.normal(size=(50, 6, 40)) * np.arange(1, 7)[:, None] + rng.normal(size=(50, 1, 40))
-    covariance = preprocess.noise_covariance(eeg, chunk=7)
-    assert np.allclose(covariance, preprocess.noise_covariance(eeg, chunk=50))
-    w = preprocess.whitening_matrix(covariance)
-    assert np.allclose(w @ covariance @ w, np.eye(6), atol=1e-9)
-    assert np.allclose(w, w.T)
-
-
-def test_a_singular_covariance_is_refused():
-    with pytest.raises(preprocess.ChannelError, match="identical"):
-        preprocess.whitening_matrix(np.ones((3, 3)))
-
-
-def test_epochs_equal_mne_and_have_the_promised_length(raw):
-    onset = np.array([5.0, 7.5, 60.0])
-    epochs = preprocess.cut_epochs(raw, onset, -0.2, 0.6, True, 100.0)
-    assert epochs.get_data().shape == (3, 63, 80)
-    assert epochs.times[0] == pytest.approx(-0.2)
-    events = np.stack([(onset * 200).astype(int), [0] * 3, [1] * 3], axis=1)
-    theirs = mne.Epochs(
-        raw, events, tmin=-0.2, tmax=0.595, baseline=(None, 0), preload=True, verbose="error"
-    ).resample(100.0)
-    assert np.allclose(epochs.get_data(), theirs.get_data(), atol=1e-15)
-
-
-def test_an_event_at_the_edge_is_named(raw):
-    with pytest.raises(ValueError, match=r"event 1 at 99.9"):
-        preprocess.cut_epochs(raw, np.array([5.0, 99.9]), -0.2, 0.6, True, 100.0)
 
 
 @pytest.mark.parametrize("fault", ["loud", "lonely"])
