@@ -2,8 +2,9 @@
 
 import os
 
-# Set before any library starts its threads; two is what the smallest machine in mind has.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Set before any library starts its threads; two is what the smallest machine in mind has, and of two
+# workers each takes one.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 
 def pytest_collectstart(collector):
