@@ -6,6 +6,7 @@
 #
 # A step runs again when its notebook, a helper module that the notebook imports, the locked packages or a
 # parameter has changed, or one of its inputs runs again. Comments, stored outputs and dates do not count.
+import os
 import shlex
 import sys
 
@@ -18,6 +19,15 @@ workdir: str(paths.project_root())
 
 PYTHON = shlex.quote(sys.executable)
 TRAINING = {"encoder_pretrained", "encoder", "structure", "pipeline"}
+# The engine tells every job to compute with as many threads as its rule has, which is one. Here a notebook
+# uses what it finds, or what these variables said before the engine started.
+THREADS = " ".join(
+    f"export {name}={shlex.quote(os.environ[name])};" if name in os.environ else f"unset {name};"
+    for name in (
+        *("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
+        *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
+    )
+)
 
 try:
     STUDY = study_config.load(str(config.get("study", "demo")))
@@ -83,4 +93,4 @@ for step in PLAN:
         resources:
             **({"gpu": 1} if step.stage in TRAINING else {}),
         shell:
-            "{PYTHON} {params.command}"
+            "{THREADS} {PYTHON} {params.command}"

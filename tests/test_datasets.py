@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sgdm_utils import datasets, events, splits
+from sgdm_utils import datasets, events, frozen_splits, splits
 from sgdm_utils.datasets import DatasetError
 from sgdm_utils.events import EventMapping
 from sgdm_utils.preprocess import ChannelError
@@ -386,36 +386,36 @@ def test_a_planted_leak_is_refused(tmp_path, spoil, message):
     with pytest.raises(SplitError, match=message):
         splits.assert_split_integrity(table)
     with pytest.raises(SplitError, match=message):
-        splits.write_split(tmp_path / "split.tsv", table)
+        frozen_splits.write_split(tmp_path / "split.tsv", table)
     assert not list(tmp_path.iterdir()), "nothing may be left of a refused split"
 
 
 def test_a_frozen_split_comes_back_and_is_not_replaced(tmp_path):
     path = tmp_path / "split.tsv"
     table = splits.assign_split(images(), np.random.default_rng(0)).assign(shown=True)
-    splits.write_split(path, table)
-    read = splits.read_split(path)
+    frozen_splits.write_split(path, table)
+    read = frozen_splits.read_split(path)
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
     assert read["image_id"][0] == "000"  # not the number 0
-    splits.write_split(path, table)  # the same one may be written again
+    frozen_splits.write_split(path, table)  # the same one may be written again
     other = splits.assign_split(images(), np.random.default_rng(1)).assign(shown=True)
     with pytest.raises(SplitError, match="holds another split"):
-        splits.write_split(path, other)
-    pd.testing.assert_frame_equal(splits.read_split(path), read)
-    splits.write_split(path, other, overwrite=True)
-    assert (splits.read_split(path)["split"] == other["split"]).all()
+        frozen_splits.write_split(path, other)
+    pd.testing.assert_frame_equal(frozen_splits.read_split(path), read)
+    frozen_splits.write_split(path, other, overwrite=True)
+    assert (frozen_splits.read_split(path)["split"] == other["split"]).all()
 
 
 def test_an_edited_split_is_refused(tmp_path):
-    path = splits.write_split(
+    path = frozen_splits.write_split(
         tmp_path / "split.tsv", splits.assign_split(images(), np.random.default_rng(0))
     )
     text = path.read_text()
     path.write_text(text.replace("\ttest\n", "\ttrain\n", 1))
     with pytest.raises(SplitError, match=r"split\.tsv was changed after it was frozen"):
-        splits.read_split(path)
+        frozen_splits.read_split(path)
     path.write_text(text)
-    splits.read_split(path)
+    frozen_splits.read_split(path)
     path.with_suffix(".json").unlink()
     with pytest.raises(SplitError, match=r"split\.json is missing: run notebook 00_data"):
-        splits.read_split(path)
+        frozen_splits.read_split(path)

@@ -18,7 +18,15 @@ import pytest
 import things_eeg2_files
 
 from conftest import run_chain
-from sgdm_utils import config, leakage, paths, provenance, splits, tables, things_eeg2
+from sgdm_utils import (
+    config,
+    frozen_splits,
+    leakage,
+    paths,
+    provenance,
+    tables,
+    things_eeg2,
+)
 from sgdm_utils.trialfiles import TrialFile
 
 SMALL = things_eeg2_files.Design(n_train_concepts=6, n_test=4, test_repetitions=4)
@@ -100,7 +108,7 @@ def test_the_chain_leaves_whole_artifacts_tables_and_a_page(mini):
 
 
 def test_test_concepts_are_new_and_the_audit_saw_every_kind_of_leak(mini):
-    split = splits.read_split(joint(mini, "data") / "split.tsv")
+    split = frozen_splits.read_split(joint(mini, "data") / "split.tsv")
     concepts = split.groupby("split")["concept"].agg(set)
     assert not concepts["train"] & concepts["test"] and not concepts["train"] & concepts["val"]
     audit = pd.read_csv(joint(mini, "encoder", 0) / "audit.csv")

@@ -201,6 +201,19 @@ def test_the_graph_writes_every_artifact_and_then_has_nothing_to_do(complete):
     assert (done.returncode, ran(done)) == (0, [])
 
 
+@pytest.mark.parametrize("threads", ["3", None])
+def test_the_graph_leaves_the_number_of_threads_alone(project, monkeypatch, threads):
+    """Snakemake would let every notebook compute with one thread."""
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("MKL_NUM_THREADS", threads)
+    project.write_helper("__import__('os').environ.get('MKL_NUM_THREADS')")
+    done = project.snakemake("--quiet", "all", "--until", "00_data")
+    assert done.returncode == 0, done.stderr
+    found = (project.artifact("joint", "data") / "numbers.txt").read_text(encoding="utf-8")
+    assert found == str(threads)
+
+
 def test_the_graph_follows_what_can_change_a_number_and_nothing_else(complete):
     complete.write_helper("len(values)", comment="an edit of a comment")
     book = complete.root / "notebooks/03_contrastive_alignment.ipynb"
