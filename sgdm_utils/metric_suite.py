@@ -1,516 +1,322 @@
-"""The agreed image metrics as torchmetrics classes: fed in batches, on any device, in step or alone.
+"""The agreed suite as a whole: which metrics there are, and what each needs.
 
-`update(pred, target)` takes float RGB in [0, 1]: targets of shape (n, 3, height, width) and as many
-reconstructions, or `(n, n_samples, 3, height, width)` for several samples of each picture; scores are
-averaged over the samples of a picture, then over pictures. Pictures are not kept: picture metrics
-keep one score per picture, feature metrics the features of both sides. `result()` gives the scores
-per picture, from which intervals and tests are made, and the chance level where there is one.
+`full_suite` gives one object that is fed with batches and answers with a row for every metric of the
+protocol. Where the weights of a metric are not on this machine, its row says so and holds no number;
+a network of the study's own can stand in, under a name of its own (`two_way_clip_tiny`).
 
-References
-----------
-The protocol: see `sgdm_utils.trunks`. Heusel et al., NeurIPS (2017): FID. Binkowski et al., ICLR
-(2018): KID. Hessel et al., EMNLP (2021): CLIPScore.
+Examples
+--------
+>>> suite = full_suite({"alexnet_2": path, "alexnet_5": path}, device="cuda")
+>>> for pred, target in batches:  # float RGB in [0, 1]
+...     suite.update(pred, target)
+>>> suite.compute()["ssim"], suite.compute()["two_way_clip_vit_l_14"]
+(0.3481, 'weights not available')
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.image.kid import poly_mmd
+from torchmetrics import MetricCollection
 
-from sgdm_utils import metrics
-from sgdm_utils.metrics_retrieval import cosine_similarity, n_way_accuracy, retrieval_ranks
-from sgdm_utils.trunks import Precision
+from sgdm_utils import metrics, tables
+from sgdm_utils.metric_classes import (
+    LPIPS,
+    MSE,
+    SSIM,
+    PictureMetric,
+    PixCorr,
+    Result,
+    SuiteMetric,
+    TooFewPictures,
+    check_batch,
+)
+from sgdm_utils.metric_features import (
+    FID,
+    KID,
+    CLIPText,
+    CorrelationDistance,
+    FeatureMetric,
+    NWayTopK,
+    TwoWay,
+    correlation_matrix,
+    extract,
+)
+from sgdm_utils.metrics import WeightsNotAvailable
+from sgdm_utils.trunks import TRUNKS, Precision, Trunk, load_trunk
 
-FORWARD_BATCH = 16  # pictures that go through a network at once
-COLUMNS_AT_ONCE = 16_384  # features in float64 at once; bounds the memory of a correlation
+__all__ = [
+    "FID", "KID", "LPIPS", "MSE", "METRICS", "NO_WEIGHTS", "SSIM", "CLIPText",
+    "CorrelationDistance", "FeatureMetric", "LPIPS_GROUPS", "MetricSpec", "NO_CAPTIONS", "NWayTopK", "PictureMetric", "PixCorr",
+    "Result", "Suite", "SuiteMetric", "TooFewPictures", "TwoWay", "check_batch",
+    "correlation_matrix", "extract", "full_suite", "load_group", "result_row", "row_name", "select_metrics",
+    "weights_of",
+]  # fmt: skip
 
+NO_WEIGHTS = "weights not available"
+NO_CAPTIONS = "no captions given"
+N_WAY = 50
+LPIPS_GROUPS = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
 
-class TooFewPictures(ValueError):
-    """A metric is not defined for so few pictures.
-
-    Attributes
-    ----------
-    needed : int
-    """
-
-    def __init__(self, what: str, needed: int, n: int) -> None:
-        super().__init__(f"{what} needs at least {needed} pictures, there are {n}")
-        self.needed = needed
+Weights = Mapping[str, str | Path] | str | Path | None
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a metric found.
+class MetricSpec:
+    """One row of the suite.
 
     Attributes
     ----------
-    value : float, mean over pictures; for FID and KID the distance of the two sets
-    n : int, pictures; for FID and KID reconstructions
-    items : list of float, one per picture in the order of the updates; empty for FID and KID
-    chance : float, expected value when reconstructions are dealt out at random; NaN if unknown
+    name : str, as in the tables
+    group : str, what it is computed with: "pixels", "lpips_alex", "lpips_vgg", or the name of a trunk
+    make : callable, what `load_group` returns for this group -> metric
+    needs_captions : bool
     """
 
-    value: float
-    n: int
-    items: list[float] = field(default_factory=list)
-    chance: float = math.nan
+    name: str
+    group: str
+    make: Callable[..., SuiteMetric]
+    needs_captions: bool = False
 
 
-class SuiteMetric(Metric):
-    """What all metrics of the suite have in common."""
-
-    is_differentiable = False
-    full_state_update = False
-
-    def result(self) -> Result:
-        """Scores, their mean, n and chance level, of all processes together."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn):
-            return self._result()
-
-    def compute(self) -> Tensor:
-        """The value alone, float64."""
-        return torch.tensor(self._result().value, dtype=torch.float64, device=self.device)
-
-    def _result(self) -> Result:
-        raise NotImplementedError
+def _identification(trunk: str) -> list[MetricSpec]:
+    return [
+        MetricSpec(f"two_way_{trunk}", trunk, TwoWay),
+        MetricSpec(f"top1_of_{N_WAY}_{trunk}", trunk, lambda t: NWayTopK(t, N_WAY, 1)),
+    ]
 
 
-class PictureMetric(SuiteMetric):
-    """A score of each pair of pictures, from their pixels."""
-
-    scores: list[Tensor]
-
-    def __init__(self, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.add_state("scores", [], dist_reduce_fx="cat")
-
-    def update(self, pred: Tensor, target: Tensor) -> None:
-        """Score a batch.
-
-        Raises
-        ------
-        TypeError, ValueError
-            See `check_batch`.
-        """
-        pred, target = check_batch(pred, target)
-        scores = torch.as_tensor(self._score(pred, target), dtype=torch.float64)
-        self.scores.append(scores.mean(1).to(self.device))
-
-    def _score(self, pred: Tensor, target: Tensor) -> np.ndarray | Tensor:
-        """Scores of shape (n, n_samples)."""
-        n, n_samples = pred.shape[:2]
-        real = target.repeat_interleave(n_samples, 0)
-        return self._function(real, pred.flatten(0, 1)).reshape(n, n_samples)
-
-    def _function(self, real: Tensor, recon: Tensor) -> np.ndarray:
-        raise NotImplementedError
-
-    def _result(self) -> Result:
-        items = _gathered(self.scores).tolist()
-        return Result(float(np.mean(items)), len(items), items)
+def _clip_text(trunk: str) -> MetricSpec:
+    return MetricSpec(f"clip_text_{trunk}", trunk, CLIPText, needs_captions=True)
 
 
-class PixCorr(PictureMetric):
-    """`metrics.pixcorr`: correlation of all pixels at 425 x 425; constant pictures are refused."""
-
-    higher_is_better = True
-
-    def _function(self, real: Tensor, recon: Tensor) -> np.ndarray:
-        return metrics.pixcorr(real, recon)
-
-
-class SSIM(PictureMetric):
-    """`metrics.ssim`: structural similarity of the gray pictures at 425 x 425."""
-
-    higher_is_better = True
-
-    def _function(self, real: Tensor, recon: Tensor) -> np.ndarray:
-        return metrics.ssim(real, recon)
-
-
-class MSE(PictureMetric):
-    """`metrics.mse`: mean squared difference at 256 x 256."""
-
-    higher_is_better = False
-
-    def _function(self, real: Tensor, recon: Tensor) -> np.ndarray:
-        return metrics.mse(real, recon)
+#: Every metric of the protocol, in the order of the tables. FID and KID come with torchvision's
+#: Inception, and their names say so: the values are not on the scale of the original FID.
+METRICS: tuple[MetricSpec, ...] = (
+    MetricSpec("pixcorr", "pixels", lambda _: PixCorr()),
+    MetricSpec("ssim", "pixels", lambda _: SSIM()),
+    MetricSpec("mse", "pixels", lambda _: MSE()),
+    MetricSpec("lpips_alex", "lpips_alex", lambda lpips: lpips),
+    MetricSpec("lpips_vgg", "lpips_vgg", lambda lpips: lpips),
+    MetricSpec("two_way_alexnet_2", "alexnet_2", TwoWay),
+    MetricSpec("two_way_alexnet_5", "alexnet_5", TwoWay),
+    MetricSpec("two_way_inception_v3", "inception_v3", TwoWay),
+    MetricSpec("fid_torchvision_inception_v3", "inception_v3", FID),
+    MetricSpec("kid_torchvision_inception_v3", "inception_v3", KID),
+    *_identification("clip_vit_l_14"),
+    _clip_text("clip_vit_l_14"),
+    MetricSpec(
+        "correlation_distance_efficientnet_b1", "efficientnet_b1", CorrelationDistance
+    ),
+    MetricSpec("correlation_distance_swav_resnet50", "swav_resnet50", CorrelationDistance),
+)  # fmt: skip
 
 
-class LPIPS(PictureMetric):
-    """LPIPS distance v0.1 at 256 x 256, as `metrics.lpips_distance`.
+class Suite:
+    """Metrics that are fed together; see `full_suite`.
 
-    The layers of a target are computed once for all its samples, which halves the work.
+    Attributes
+    ----------
+    metrics : MetricCollection, those that can be computed
+    missing : dict of str to str, why the others cannot be
+    precisions : dict of str to str, "bfloat16" for the metrics whose network runs in it
+    """
+
+    def __init__(
+        self,
+        order: Sequence[str],
+        collection: MetricCollection,
+        missing: Mapping[str, str],
+        precisions: Mapping[str, Precision],
+    ) -> None:
+        self._order, self.metrics, self.missing = list(order), collection, dict(missing)
+        self.precisions = dict(precisions)
+
+    def update(
+        self, pred: Tensor, target: Tensor, captions: Sequence[str] | None = None
+    ) -> None:  # fmt: skip
+        """Take in a batch; `captions` of the targets are needed for text scores only."""
+        self.metrics.update(pred, target, captions=captions)
+
+    def results(self) -> dict[str, Result | str]:
+        """For each metric its result, or the reason why there is none."""
+        found = {}
+        for name in self._order:
+            try:
+                found[name] = self.missing.get(name) or self.metrics[name].result()
+            except TooFewPictures as error:
+                found[name] = f"needs {error.needed} pictures"
+        return found
+
+    def compute(self) -> dict[str, float | str]:
+        """For each metric its value, or the reason why there is none."""
+        return {k: r if isinstance(r, str) else r.value for k, r in self.results().items()}
+
+    def rows(self, **cells: object) -> list[dict[str, object]]:
+        """Rows of the long table; `cells` as for `result_row`."""
+        return [
+            result_row(row_name(name, self.precisions.get(name)), result, **cells)
+            for name, result in self.results().items()
+        ]
+
+    def reset(self) -> None:
+        """Forget all pictures."""
+        self.metrics.reset()
+
+    def to(self, device: str | torch.device) -> Suite:
+        """Move networks and states."""
+        self.metrics.to(device)
+        return self
+
+
+def full_suite(
+    weights: Weights = None,
+    device: str | torch.device = "cpu",
+    substitutes: Mapping[str, Trunk] | None = None,
+    names: Sequence[str] | None = None,
+    captions: bool = False,
+    precision: Precision = "float32",
+) -> Suite:
+    """All metrics of the protocol, with the weights that this machine has.
 
     Parameters
     ----------
-    net : "alex" or "vgg"
-    trunk_weights : path, optional; see `metrics.find_trunk_weights`
-    precision : "float32" or "bfloat16", of the trunk
+    weights : mapping of trunk names ("lpips_alex" and "lpips_vgg" too) to paths, or a folder of the
+        published files, optional. The caches of torch and open_clip are looked in as well.
+    device : where the networks go; together they take about 2.5 GB
+    substitutes : mapping of names to trunks, optional
+        For each, identification, correlation distance and (for a CLIP) the text score are added
+        under its name. The names of the published trunks are refused.
+    names : sequence of str, optional, only these metrics
+    captions : bool
+        Captions will be given to `update`.
+    precision : "float32" or "bfloat16"; see `trunks.Trunk`
+
+    Raises
+    ------
+    ValueError
+        Unknown names; weights that are damaged or of another network.
+    FileNotFoundError
+        A path that does not exist.
+    """
+    specs = select_metrics(names, substitutes)
+    made: dict[str, SuiteMetric] = {}
+    missing: dict[str, str] = {}
+    precisions: dict[str, Precision] = {}
+    groups: dict[str, list[str]] = {}
+    loaded: dict[str, object] = {}
+    for spec in specs:
+        if spec.needs_captions and not captions:
+            missing[spec.name] = NO_CAPTIONS
+            continue
+        try:
+            if spec.group not in loaded:
+                given = (substitutes or {}).get(spec.group)
+                loaded[spec.group] = given or load_group(
+                    spec.group, weights, device, precision, captions
+                )
+        except WeightsNotAvailable:
+            missing[spec.name] = NO_WEIGHTS
+            continue
+        made[spec.name] = spec.make(loaded[spec.group])
+        precisions[spec.name] = getattr(loaded[spec.group], "precision", "float32")
+        # metrics of one trunk share their states, so that pictures pass through it once
+        shared = isinstance(made[spec.name], FeatureMetric)
+        groups.setdefault(spec.group if shared else spec.name, []).append(spec.name)
+    collection = MetricCollection(made, compute_groups=list(groups.values()))
+    return Suite([s.name for s in specs], collection.to(device), missing, precisions)
+
+
+def select_metrics(
+    names: Sequence[str] | None = None, substitutes: Mapping[str, Trunk] | None = None
+) -> list[MetricSpec]:
+    """The metrics of these names (all by default), with those of the substitutes.
+
+    Raises
+    ------
+    ValueError
+        Names that are unknown, or a substitute that bears the name of a published trunk.
+    """
+    specs = list(METRICS)
+    for name, trunk in (substitutes or {}).items():
+        if name in TRUNKS or name in LPIPS_GROUPS or name == "pixels":
+            raise ValueError(f"a substitute cannot be called {name}: that is a published network")
+        specs += _identification(name)
+        specs.append(MetricSpec(f"correlation_distance_{name}", name, CorrelationDistance))
+        if trunk.has_text:
+            specs.append(_clip_text(name))
+    if names is None:
+        return specs
+    unknown = sorted(set(names) - {spec.name for spec in specs})
+    if unknown:
+        known = ", ".join(spec.name for spec in specs)
+        raise ValueError(f"there is no metric {', '.join(unknown)}; there is: {known}")
+    return [spec for spec in specs if spec.name in set(names)]
+
+
+def weights_of(group: str, weights: Weights) -> str | Path | None:
+    """Where the weights of a group are to be looked for first."""
+    if isinstance(weights, Mapping):
+        unknown = sorted(weights.keys() - TRUNKS.keys() - LPIPS_GROUPS.keys())
+        if unknown:
+            known = ", ".join([*TRUNKS, *LPIPS_GROUPS])
+            raise ValueError(f"weights of {', '.join(unknown)}: there is no such trunk; {known}")
+        return weights.get(group)
+    if weights is not None and not Path(weights).is_dir():
+        raise FileNotFoundError(f"weights: there is no folder {weights}")
+    if weights is None or group not in LPIPS_GROUPS:
+        return weights
+    file = Path(weights) / metrics.LPIPS_CACHE_FILES[LPIPS_GROUPS[group]]
+    there = [p for p in (file, file.with_suffix(".safetensors")) if p.is_file()]
+    return there[0] if there else None
+
+
+def load_group(
+    group: str,
+    weights: Weights = None,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+    text: bool = False,
+) -> nn.Module | None:
+    """What the metrics of a group are made from: a trunk, an `LPIPS`, or None for pixels.
 
     Raises
     ------
     WeightsNotAvailable, FileNotFoundError, ValueError
     """
-
-    higher_is_better = False
-
-    def __init__(
-        self,
-        net: Literal["alex", "vgg"] = "alex",
-        trunk_weights: str | Path | None = None,
-        precision: Precision = "float32",
-        **kwargs: object,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.weights = metrics.find_trunk_weights(net, trunk_weights)
-        stamp = self.weights.stat().st_mtime_ns
-        self.network = metrics._lpips_network(net, str(self.weights), stamp)
-        self.precision = precision
-
-    @torch.no_grad()
-    def _score(self, pred: Tensor, target: Tensor) -> Tensor:
-        scores = torch.empty(pred.shape[:2], dtype=torch.float64)
-        for i, (real, samples) in enumerate(zip(target, pred, strict=True)):
-            real_layers = self._layers(real[None])
-            for start in range(0, len(samples), 4):
-                part = slice(start, start + 4)
-                layers = zip(
-                    self.network.lins, real_layers, self._layers(samples[part]), strict=True
-                )
-                distance = sum(lin((a - b).square()).mean((1, 2, 3)) for lin, a, b in layers)
-                scores[i, part] = distance.double().cpu()
-        return scores
-
-    def _layers(self, pictures: Tensor) -> list[Tensor]:
-        import lpips
-
-        x = metrics._resize(pictures.to(self.device).float(), metrics.PROTOCOL_SIZE)
-        with _autocast(self.device, self.precision):
-            outputs = self.network.net(self.network.scaling_layer(2 * x - 1))
-        return [lpips.normalize_tensor(output.float()) for output in outputs]
+    path = weights_of(group, weights)
+    if group == "pixels":
+        return None
+    if group in LPIPS_GROUPS:
+        return LPIPS(LPIPS_GROUPS[group], path, precision).to(device)
+    return load_trunk(group, path, device, precision, text)
 
 
-class FeatureMetric(SuiteMetric):
-    """A comparison in the feature space of a network.
+def row_name(name: str, precision: str | None) -> str:
+    """Name of a metric in a table: 16 bits give other numbers, so they are named."""
+    return f"{name}_bfloat16" if precision == "bfloat16" else name
+
+
+def result_row(
+    name: str, result: Result | str, resampling_seed: int = 0, **cells: object
+) -> dict[str, object]:
+    """Row of the long table, with a bootstrap interval over pictures where there are scores of them.
 
     Parameters
     ----------
-    trunk : `trunks.Trunk` or callable, pictures (n, 3, height, width) -> features (n, ...), optional
-        Without it `update` takes features: (n, d) of the targets, and (n, d) or (n, n_samples, d) of
-        the reconstructions.
+    result : Result, or the reason why there is none
+    resampling_seed : int, of the bootstrap
+    **cells : study, subject, seed, model, condition, as for `tables.make_row`
     """
-
-    pred_features: list[Tensor]
-    target_features: list[Tensor]
-
-    def __init__(self, trunk: Callable[[Tensor], Tensor] | None = None, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.trunk = trunk
-        self.add_state("pred_features", [], dist_reduce_fx="cat")
-        self.add_state("target_features", [], dist_reduce_fx="cat")
-
-    def update(self, pred: Tensor, target: Tensor) -> None:
-        """Take in a batch of pictures, or of features where there is no trunk.
-
-        Raises
-        ------
-        TypeError, ValueError
-            See `check_batch`; features that are not finite; another number of samples than before.
-        """
-        if self.trunk is not None:
-            pred, target = check_batch(pred, target)
-            features = extract(self.trunk, pred.flatten(0, 1))
-            pred = features.reshape(*pred.shape[:2], -1)
-            target = extract(self.trunk, target)
-        pred, target = _check_features(pred, target)
-        before = self.pred_features[0].shape[1:] if len(self.pred_features) else pred.shape[1:]
-        if pred.shape[1:] != before:
-            raise ValueError(
-                f"this batch has (n_samples, n_features) = {tuple(pred.shape[1:])}, earlier ones "
-                f"{tuple(before)}: every picture needs the same number of samples"
-            )
-        self.pred_features.append(pred.to(self.device))
-        self.target_features.append(target.to(self.device))
-
-    def _pairs(self, needed: int = 1) -> tuple[list[Tensor], Tensor]:
-        """Reconstructions in blocks of shape (n, n_samples, d), which need not be copied together."""
-        targets = _gathered(self.target_features)
-        if len(targets) < needed:
-            raise TooFewPictures(type(self).__name__, needed, len(targets))
-        blocks = [self.pred_features] if torch.is_tensor(self.pred_features) else self.pred_features
-        return blocks, targets
-
-    def _similarity(self, needed: int = 1) -> tuple[np.ndarray, int]:
-        """Correlation of each sample with each target, (n * n_samples, n), and n_samples."""
-        blocks, targets = self._pairs(needed)
-        rows = [correlation_matrix(block.flatten(0, 1), targets) for block in blocks]
-        return np.concatenate(rows), blocks[0].shape[1]
-
-
-class TwoWay(FeatureMetric):
-    """Two-way identification as `metrics.two_way_identification`: ties fail, chance is 1/2."""
-
-    higher_is_better = True
-
-    def _result(self) -> Result:
-        similarity, n_samples = self._similarity(2)
-        n = similarity.shape[1]
-        ranks = retrieval_ranks(similarity, np.repeat(np.arange(n), n_samples))
-        return _summary((n - ranks) / (n - 1), n_samples, 0.5)
-
-
-class NWayTopK(FeatureMetric):
-    """Is the target among the k most similar of itself and n_way - 1 random other targets?
-
-    The exact expectation over all draws, `metrics.n_way_accuracy`. It identifies by correlation of
-    features, as the two-way score does, not by the classes that a classifier sees.
-    """
-
-    higher_is_better = True
-
-    def __init__(
-        self,
-        trunk: Callable[[Tensor], Tensor] | None = None,
-        n_way: int = 50,
-        k: int = 1,
-        **kwargs: object,
-    ) -> None:
-        if not 1 <= k <= n_way:
-            raise ValueError(f"need 1 <= k <= n_way, got k = {k}, n_way = {n_way}")
-        super().__init__(trunk, **kwargs)
-        self.n_way, self.k = n_way, k
-
-    def _result(self) -> Result:
-        similarity, n_samples = self._similarity(self.n_way)
-        n = similarity.shape[1]
-        ranks = retrieval_ranks(similarity, np.repeat(np.arange(n), n_samples))
-        scores = n_way_accuracy(ranks, n, self.n_way, self.k)
-        return _summary(scores, n_samples, self.k / self.n_way)
-
-
-class CorrelationDistance(FeatureMetric):
-    """1 - Pearson correlation of the features of a pair; chance is the mean over all pairs."""
-
-    higher_is_better = False
-
-    def _result(self) -> Result:
-        similarity, n_samples = self._similarity()
-        own = np.repeat(np.arange(similarity.shape[1]), n_samples)
-        scores = 1 - similarity[np.arange(len(similarity)), own]
-        return _summary(scores, n_samples, float(1 - similarity.mean()))
-
-
-class FID(FeatureMetric):
-    """Frechet distance of the features of all reconstructions and all targets.
-
-    With fewer pictures than features it is biased upwards, the more the fewer: compare only values
-    of the same n, and of the same network. torchvision's Inception is not the one of the original
-    FID, whose values lie on another scale.
-
-    Notes
-    -----
-    The trace of the root of the product of two covariances is the sum of the singular values of the
-    product of the centred features, so that nothing of the size of the covariances is needed.
-    torchmetrics takes the eigenvalues of the product; the tests compare with it.
-    """
-
-    higher_is_better = False
-    needs_all_samples = True
-
-    def _result(self) -> Result:
-        blocks, real = self._pairs(2)
-        fake = torch.cat([block.flatten(0, 1) for block in blocks]).double()
-        real = real.double()
-        means = (real.mean(0), fake.mean(0))
-        a = (real - means[0]) / math.sqrt(len(real) - 1)
-        b = (fake - means[1]) / math.sqrt(len(fake) - 1)
-        shared = torch.linalg.svdvals(a @ b.T).sum()
-        spread = a.square().sum() + b.square().sum() - 2 * shared
-        return Result(float((means[0] - means[1]).square().sum() + spread), len(fake))
-
-
-class KID(FeatureMetric):
-    """Squared kernel distance (cubic polynomial), unbiased: also of few pictures, also below 0.
-
-    torchmetrics' `poly_mmd` on all targets against one sample of each, averaged over the samples,
-    instead of the class's random subsets.
-    """
-
-    higher_is_better = False
-    needs_all_samples = True
-
-    def _result(self) -> Result:
-        blocks, real = self._pairs(2)
-        fake, real = torch.cat(blocks).double(), real.double()
-        values = [float(poly_mmd(real, fake[:, s])) for s in range(fake.shape[1])]
-        return Result(float(np.mean(values)), fake.shape[0] * fake.shape[1])
-
-
-class CLIPText(SuiteMetric):
-    """Cosine of a reconstruction's CLIP embedding with that of the target's caption.
-
-    Chance is the mean over all pairs of a reconstruction and a caption.
-
-    Parameters
-    ----------
-    trunk : `trunks.Trunk` of a CLIP
-        Optional when `update` is given embeddings in place of pictures and captions.
-    """
-
-    higher_is_better = True
-    image_features: list[Tensor]
-    text_features: list[Tensor]
-
-    def __init__(self, trunk: nn.Module | None = None, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.trunk = trunk
-        self.add_state("image_features", [], dist_reduce_fx="cat")
-        self.add_state("text_features", [], dist_reduce_fx="cat")
-
-    def update(
-        self,
-        pred: Tensor,
-        target: Tensor | None = None,
-        captions: Sequence[str] | Tensor | None = None,
-    ) -> None:
-        """Take in a batch; `target` is not looked at, it is there for a common signature."""
-        if captions is None:
-            raise ValueError("a text score needs the captions of the targets")
-        if self.trunk is not None:
-            blank = [i for i, text in enumerate(captions) if not str(text).strip()]
-            if blank:
-                raise ValueError(f"captions {blank[:8]} are empty")
-            pred, _ = check_batch(pred)
-            features = extract(self.trunk, pred.flatten(0, 1))
-            pred = features.reshape(*pred.shape[:2], -1)
-            captions = self.trunk.encode_text(list(captions))
-        pred, texts = _check_features(pred, captions, "captions")
-        self.image_features.append(pred.to(self.device))
-        self.text_features.append(texts.to(self.device))
-
-    def _result(self) -> Result:
-        texts = _gathered(self.text_features)
-        images = _gathered(self.image_features)
-        cosine = cosine_similarity(images.flatten(0, 1), texts)
-        own = np.repeat(np.arange(len(texts)), images.shape[1])
-        scores = cosine[np.arange(len(cosine)), own]
-        return _summary(scores, images.shape[1], float(cosine.mean()))
-
-
-def check_batch(pred: ArrayLike, target: ArrayLike | None = None) -> tuple[Tensor, Tensor | None]:
-    """Check a batch and give the reconstructions their axis of samples.
-
-    Returns
-    -------
-    pred : float tensor of shape (n, n_samples, 3, height, width)
-    target : float tensor of shape (n, 3, height, width), None if there was none
-
-    Raises
-    ------
-    TypeError
-        8-bit pictures.
-    ValueError
-        Not in [0, 1], not finite, of the wrong shape, or more of the one than of the other.
-    """
-    pred = torch.as_tensor(pred)
-    if pred.ndim not in (4, 5):
-        raise ValueError(
-            f"pred: shape {tuple(pred.shape)}, expected (n, 3, height, width) or "
-            "(n, n_samples, 3, height, width)"
-        )
-    shape = pred.shape[:-3] if pred.ndim == 5 else (len(pred), 1)
-    if pred.ndim == 5:
-        pred = pred.flatten(0, 1)
-    pred = metrics.check_pictures(pred, "pred").unflatten(0, shape)
-    if target is None:
-        return pred, None
-    target = metrics.check_pictures(target, "target")
-    if len(pred) != len(target):
-        raise ValueError(f"{len(pred)} reconstructions but {len(target)} targets: pair them")
-    return pred, target
-
-
-def extract(trunk: Callable[[Tensor], Tensor], pictures: Tensor) -> Tensor:
-    """Features of pictures, (n, d), a few pictures at a time."""
-    parts = [trunk(part).flatten(1) for part in pictures.split(FORWARD_BATCH)]
-    return torch.cat(parts).detach()
-
-
-def correlation_matrix(pred: Tensor, target: Tensor) -> np.ndarray:
-    """Pearson correlation of each row of `pred` with each row of `target`, float64.
-
-    Computed in float64 from a few columns at a time: the first layers of a network have features
-    by the hundred thousand.
-
-    Raises
-    ------
-    ValueError
-        A row is constant, so that its correlation is undefined.
-    """
-    sides = {"pred": pred, "target": target}
-    means, squares = {}, {}
-    for name, x in sides.items():
-        constant = torch.nonzero(x.amax(1) == x.amin(1))[:8, 0].tolist()
-        if constant:
-            raise ValueError(f"{name}: items {constant} have constant features, no correlation")
-        means[name] = x.mean(1, keepdim=True, dtype=torch.float64)
-        squares[name] = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    products = torch.zeros(len(pred), len(target), dtype=torch.float64, device=pred.device)
-    for start in range(0, pred.shape[1], COLUMNS_AT_ONCE):
-        columns = slice(start, start + COLUMNS_AT_ONCE)
-        a, b = (x[:, columns].double() - means[name] for name, x in sides.items())
-        squares["pred"] += a.square().sum(1)
-        squares["target"] += b.square().sum(1)
-        products += a @ b.T
-    norms = squares["pred"].sqrt()[:, None] * squares["target"].sqrt()[None]
-    return (products / norms).cpu().numpy()
-
-
-def _check_features(pred: ArrayLike, other: ArrayLike, name: str = "target") -> tuple:
-    pred, other = torch.as_tensor(pred).detach(), torch.as_tensor(other).detach()
-    if pred.ndim == 2:
-        pred = pred[:, None]
-    if pred.ndim != 3 or other.ndim != 2 or pred.shape[-1] != other.shape[-1]:
-        raise ValueError(
-            f"features of shape {tuple(pred.shape)} and {tuple(other.shape)}, expected "
-            f"(n, n_samples, d) and (n, d)"
-        )
-    if len(pred) != len(other):
-        raise ValueError(f"{len(pred)} reconstructions but {len(other)} {name}: pair them")
-    for side, x in (("pred", pred), (name, other)):
-        bad = torch.nonzero(~torch.isfinite(x).flatten(1).all(1))[:8, 0].tolist()
-        if bad:
-            raise ValueError(f"{side}: NaN or infinite features in items {bad}")
-    return pred, other
-
-
-def _gathered(state: list[Tensor] | Tensor) -> Tensor:
-    """A state as one tensor; after exchange between processes it already is one."""
-    if torch.is_tensor(state):
-        return state
-    if not state:
-        raise ValueError("no picture was given: call update first")
-    return torch.cat(state)
-
-
-def _summary(scores: np.ndarray, n_samples: int, chance: float) -> Result:
-    items = np.asarray(scores, dtype=np.float64).reshape(-1, n_samples).mean(1)
-    return Result(float(items.mean()), len(items), items.tolist(), chance)
-
-
-def _autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager:
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    if isinstance(result, str):
+        return tables.make_row(metric=name, n=0, note=result, **cells)
+    cells |= {"metric": name, "chance": result.chance}
+    if len(result.items) < 2:
+        return tables.make_row(value=result.value, n=result.n, **cells)
+    rng = np.random.default_rng(resampling_seed)
+    return tables.summarise(np.array(result.items), rng=rng, **cells)

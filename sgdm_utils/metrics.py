@@ -297,3 +297,9 @@ def _to_gray(pictures: Tensor) -> Tensor:
 def _unit_rows(x: Tensor) -> Tensor:
     x = x - x.mean(1, keepdim=True)
     return x / x.norm(dim=1, keepdim=True)
+
+
+if __name__ == "__main__":
+    from sgdm_utils.scoring_command import main  # which imports this module under its own name
+
+    raise SystemExit(main())
