@@ -32,6 +32,7 @@ class SmokeRun:
     reports: Path
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Keep the tests of a file on one worker, and with them those that share an expensive fixture."""
     for item in items:

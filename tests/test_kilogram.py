@@ -6,8 +6,6 @@ All figures are the project's own, written by `kilogram_files` in KiloGram's for
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -489,16 +487,6 @@ def test_a_study_is_listed_whole(study):
     )
     table = splits.assign_split(found.images, np.random.default_rng(0))
     assert set(table["split"]) == {"train", "val", "test"}
-
-
-def test_the_command_writes_the_miniature_once(tmp_path):
-    command = [sys.executable, str(Path(__file__).with_name("kilogram_files.py"))]
-    command += [str(tmp_path / "mini"), "--tangrams", "12"]
-    first, again = (subprocess.run(command, capture_output=True, text=True) for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    assert again.returncode == 2 and "is there already" in again.stderr
-    assert len(kilogram.tables(tmp_path / "mini", n_channels=63).images) == 12
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["mini"]
 
 
 def test_figures_may_be_named_in_any_column_and_way(study, tmp_path):
