@@ -45,7 +45,7 @@ lint: environment
 	$(PY) -m ruff format --check $(CODE)
 
 unit: environment
-	$(PY) -m pytest tests -n 2 --dist loadgroup
+	$(PY) -m pytest tests -n 2 --dist loadfile
 
 notebooks-test: environment
 	$(PY) tests/check_notebooks.py

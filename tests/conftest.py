@@ -32,17 +32,6 @@ class SmokeRun:
     reports: Path
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """Keep the tests of a file on one worker, and with them those that share an expensive fixture."""
-    for item in items:
-        shared = {"smoke_run", "null_run"} & set(getattr(item, "fixturenames", ()))
-        group = (
-            "smoke" if shared or item.path.stem in ("test_smoke", "test_null") else item.path.stem
-        )
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """Refuse connections to other machines: the tests need none, and must not come to need one."""
