@@ -15,7 +15,7 @@ CODE := sgdm_utils tests tools $(wildcard notebooks)
 STRIP := $(PY) -m nbstripout --keep-output --keep-count \
 	--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
 
-.PHONY: help demo smoke study test lint unit notebooks-test benchmark lab report notebooks lock clean environment
+.PHONY: help demo smoke study experiments test lint unit notebooks-test benchmark lab report notebooks lock clean environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,11 @@ $(PY) -m snakemake --profile config/profiles/local --config study=$(STUDY) \
 	echo "  snakemake --cores 1 --config study=$(STUDY)" >&2; exit 1; }
 $(PY) -c "from sgdm_utils import paths; print('Report:', paths.report_dir('$(STUDY)') / 'index.html')"
 endef
+
+experiments: environment ## run notebooks/experiments on a finished study: make experiments STUDY=demo SEED=0
+	@for notebook in notebooks/experiments/*.ipynb; do \
+		$(PY) -m sgdm_utils.run "experiments/$$(basename "$$notebook" .ipynb)" --study $(STUDY) --seed $(SEED) || exit 1; \
+	done
 
 test: lint unit notebooks-test ## check the code, run the tests, execute all notebooks and compare their results
 
@@ -61,7 +66,7 @@ report: environment ## draw figures and page of a study anew from its tables: ma
 
 notebooks: environment ## maintainers: put the results of the last make demo into notebooks/ and README.md
 	$(PY) tools/adopt_outputs.py
-	$(STRIP) notebooks/*.ipynb
+	$(STRIP) notebooks/*.ipynb notebooks/experiments/*.ipynb
 	$(PY) tools/fill_readme.py
 
 lock: ## maintainers: renew requirements.lock from pyproject.toml (needs uv)

@@ -7,34 +7,48 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
+
+from sgdm_utils import encoder_checks
+from sgdm_utils.electrodes import electrode_positions, keep_electrodes
+
+__all__ = [
+    "OWN_HZ",
+    "SGDMEncoder",
+    "SpatialAttention",
+    "TemporalBlock",
+    "electrode_positions",
+    "keep_electrodes",
+    "resampling_matrix",
+]
+
+OWN_HZ = 100.0  # rate of the temporal convolutions; the evoked answer lies well below half of it
 
 
-def electrode_positions(chs_info: Sequence[dict]) -> np.ndarray:
-    """Directions of the electrodes from the centre of the head.
+def resampling_matrix(n_times: int, sfreq: float, new_sfreq: float = OWN_HZ) -> torch.Tensor:
+    """Bring epochs to another rate by `eeg @ matrix`.
+
+    Each new sample is a weighted mean of the old ones around it, with weights that fall linearly to
+    zero within one step of the slower rate: linear interpolation upwards; downwards a low-pass that
+    halves the amplitude at 0.44 of the new rate. Whatever the old rate, the first sample stays where
+    it is.
 
     Parameters
     ----------
-    chs_info : sequence of MNE channel dictionaries (`info["chs"]`), `loc[:3]` in metres
+    n_times, sfreq : samples of an epoch and their rate in Hz
+    new_sfreq : float, Hz
 
     Returns
     -------
-    float32 array of shape (n_chans, 3), unit vectors
-
-    Raises
-    ------
-    ValueError
-        Names the channels without a position.
+    float32 tensor of shape (n_times, ceil(n_times * new_sfreq / sfreq)), columns sum to one
     """
-    loc = np.array([ch["loc"][:3] for ch in chs_info], dtype=np.float64)
-    lost = ~np.isfinite(loc).all(1) | (np.abs(loc).sum(1) == 0)
-    if lost.any():
-        names = [ch["ch_name"] for ch, out in zip(chs_info, lost, strict=True) if out]
-        raise ValueError(
-            f"no electrode position for {', '.join(names)}: set a montage "
-            "(raw.set_montage('standard_1005')) or drop these channels"
-        )
-    centred = loc - np.array([0.0, 0.016, 0.045])  # centre of the sphere of the standard positions
-    return (centred / np.linalg.norm(centred, axis=1, keepdims=True)).astype(np.float32)
+    if not np.isfinite(sfreq) or sfreq <= 0:
+        raise ValueError(f"sfreq={sfreq!r} is no sampling rate: give it in Hz")
+    n_new = int(np.ceil(n_times * new_sfreq / sfreq - 1e-9))
+    old, new = np.arange(n_times) / sfreq, np.arange(n_new) / new_sfreq
+    weights = 1 - np.abs(old[:, None] - new) * min(sfreq, new_sfreq)
+    weights = np.clip(weights, 0.0, None)
+    return torch.tensor(weights / weights.sum(0), dtype=torch.float32)
 
 
 class SpatialAttention(nn.Module):
@@ -104,20 +118,29 @@ class SGDMEncoder(nn.Module):
 
     The paper convolves in time first and attends over electrodes second. The attention here is
     linear in the signal, so both orders can express the same maps, and attending first makes the
-    convolutions run on `n_virtual` rows whatever the montage.
+    convolutions run on `n_virtual` rows whatever the montage. Attention and subject layer are
+    multiplied with each other before they meet the signal, which is then read once. Epochs at
+    another rate than `OWN_HZ` are brought to it first, so that the convolutions mean the same
+    durations: weights do not depend on the sampling rate, and what lies above 50 Hz is not used.
 
     Parameters
     ----------
     n_chans, n_outputs, n_times, chs_info, sfreq : braindecode's signature; `n_outputs` is the
-        dimension of `z_eeg`, `chs_info` gives the default electrode positions
+        dimension of `z_eeg`, `chs_info` gives the default electrode positions, `sfreq` is in Hz
     n_subjects : int, subjects with a layer of their own; subject -1 uses their mean
     n_virtual, width : int, virtual sensors and feature channels
     dropout : float, on features and before the projection
+    positions : array of shape (n_chans, 3), unit vectors, in place of `chs_info`
+
+    Attributes
+    ----------
+    n_features_times : int, steps of the features, one for 20 ms
 
     Notes
     -----
     `forward(eeg, subject, positions)` maps float32 (batch, n_chans, n_times) to `z_eeg` of shape
-    (batch, n_outputs); `features` stops before the projection, (batch, width, n_times // 2).
+    (batch, n_outputs); `features` stops before the projection, `tokens` pools the features over
+    stretches of time. All three take the arguments that `features` describes.
     """
 
     def __init__(
@@ -140,19 +163,45 @@ class SGDMEncoder(nn.Module):
             positions = electrode_positions(chs_info)
         if len(positions) != n_chans:
             raise ValueError(f"{len(positions)} electrode positions for n_chans={n_chans}")
-        self.n_times, self.sfreq, self.n_subjects = n_times, sfreq, n_subjects
         default = torch.as_tensor(np.asarray(positions), dtype=torch.float32)
+        encoder_checks.check_positions(default, n_chans)
+        self.n_times, self.sfreq, self.n_subjects = n_times, sfreq, n_subjects
         self.register_buffer("default_positions", default)
         self.spatial = SpatialAttention(n_virtual)
         # one linear map per subject, starting at the identity: anatomy differs, timing hardly
         self.subject = nn.Parameter(torch.eye(n_virtual).repeat(n_subjects, 1, 1))
+        resample = None if sfreq == OWN_HZ else resampling_matrix(n_times, sfreq)
+        self.register_buffer("resample", resample, persistent=False)
         self.stem = nn.Conv1d(n_virtual, width, 7, stride=2, padding=3)
         self.blocks = nn.Sequential(
             TemporalBlock(width, 5, 1, dropout), TemporalBlock(width, 5, 2, dropout)
         )
-        n_features = width * ((n_times + 1) // 2)
+        own_times = n_times if resample is None else resample.shape[1]
+        self.n_features_times = (own_times + 1) // 2
+        n_features = width * self.n_features_times
         self.norm = nn.LayerNorm(n_features)
         self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_features, n_outputs))
+
+    def mixing(
+        self, subject: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Electrodes to virtual sensors, attention and subject layer in one matrix.
+
+        Returns
+        -------
+        tensor of shape (batch, n_virtual, n_chans)
+            A view of one matrix where all items have the same.
+        """
+        weights = self.spatial.weights(positions, mask)
+        table = torch.cat([self.subject, self.subject.mean(0, keepdim=True)])
+        row = subject.long() % len(table)  # -1 is the last row
+        if weights.dim() == 3:
+            return table.index_select(0, row) @ weights
+        kinds, which = row.unique(return_inverse=True)
+        mixed = table.index_select(0, kinds) @ weights
+        if len(kinds) == 1:
+            return mixed.expand(len(subject), -1, -1)
+        return mixed.index_select(0, which)
 
     def features(
         self,
@@ -160,6 +209,8 @@ class SGDMEncoder(nn.Module):
         subject: torch.Tensor,
         positions: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        *,
+        sfreq: float | None = None,
     ) -> torch.Tensor:
         """Feature maps before the projection.
 
@@ -168,27 +219,63 @@ class SGDMEncoder(nn.Module):
         eeg : tensor of shape (batch, n_chans, n_times)
         subject : long tensor of shape (batch,), -1 for somebody the model has not seen
         positions : tensor of shape (n_chans, 3) or (batch, n_chans, 3), unit vectors
-        mask : bool tensor of shape (batch, n_chans), False for electrodes to leave out
+        mask : bool tensor of shape (batch, n_chans) or (n_chans,), False for electrodes to leave
+            out; what they hold does not matter, NaN neither
+        sfreq : float, Hz, sampling rate of `eeg`, to be compared with the encoder's own
 
         Returns
         -------
-        tensor of shape (batch, width, ceil(n_times / 2))
+        tensor of shape (batch, width, n_features_times)
+
+        Raises
+        ------
+        ValueError
+            Another number of samples or sampling rate than the encoder was built for, an unknown
+            subject, positions or mask of another shape, no item, an item without electrode, NaN.
         """
-        if eeg.shape[-1] != self.n_times:
-            raise ValueError(
-                f"the encoder was built for {self.n_times} samples at {self.sfreq:g} Hz, "
-                f"got {eeg.shape[-1]}"
-            )
         positions = self.default_positions if positions is None else positions
-        if positions.shape[-2] != eeg.shape[-2]:
-            raise ValueError(f"{eeg.shape[-2]} channels but {positions.shape[-2]} positions")
-        if int(subject.max()) >= self.n_subjects:
+        encoder_checks.check_rate(eeg, self.n_times, self.sfreq, sfreq)
+        encoder_checks.check_positions(positions, eeg.shape[1], len(eeg))
+        encoder_checks.check_subject(subject, len(eeg), self.n_subjects)
+        encoder_checks.check_mask(mask, *eeg.shape[:2])
+        eeg = eeg.to(self.subject.dtype)
+        mixing = self.mixing(subject, positions, mask)
+        stem = self.stem(mixing @ self._own_rate(eeg))
+        # NaN reaches every later number, so it can be looked for where there are fewest of them
+        if not bool(stem.detach().sum(dtype=torch.float32).isfinite()):
+            if mask is not None:
+                eeg = eeg.masked_fill(~mask[..., None], 0.0)
+            encoder_checks.refuse_nan(eeg)
+            stem = self.stem(mixing @ self._own_rate(eeg))
+        return self.blocks(stem)
+
+    def _own_rate(self, eeg: torch.Tensor) -> torch.Tensor:
+        return eeg if self.resample is None else eeg @ self.resample
+
+    def tokens(
+        self,
+        eeg: torch.Tensor,
+        subject: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        *,
+        n_tokens: int = 8,
+        sfreq: float | None = None,
+    ) -> torch.Tensor:
+        """Feature maps averaged over `n_tokens` equal stretches of time, (batch, n_tokens, width).
+
+        Raises
+        ------
+        ValueError
+            More tokens than there are steps of time, and what `features` refuses.
+        """
+        if not 1 <= n_tokens <= self.n_features_times:
             raise ValueError(
-                f"subject {int(subject.max())} is unknown (0..{self.n_subjects - 1}); use -1"
+                f"n_tokens={n_tokens}: the features have {self.n_features_times} steps of time, "
+                "ask for 1 token at least and for that many at most"
             )
-        table = torch.cat([self.subject, self.subject.mean(0, keepdim=True)])
-        virtual = table[subject] @ self.spatial(eeg, positions, mask)
-        return self.blocks(self.stem(virtual))
+        maps = self.features(eeg, subject, positions, mask, sfreq=sfreq)
+        return F.adaptive_avg_pool1d(maps, n_tokens).transpose(1, 2)
 
     def forward(
         self,
@@ -196,6 +283,9 @@ class SGDMEncoder(nn.Module):
         subject: torch.Tensor,
         positions: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
+        *,
+        sfreq: float | None = None,
     ) -> torch.Tensor:
         """`z_eeg` of shape (batch, n_outputs)."""
-        return self.project(self.norm(self.features(eeg, subject, positions, mask).flatten(1)))
+        maps = self.features(eeg, subject, positions, mask, sfreq=sfreq)
+        return self.project(self.norm(maps.flatten(1)))

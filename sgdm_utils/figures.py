@@ -25,6 +25,10 @@ COLOURS = {
     "no_structure": "#56B4E9",
     "shuffled_structure": "#E69F00",
     "oracle_structure": "#44AA66",
+    "oracle_semantics": "#8CC665",
+    "no_semantics": "#A6761D",
+    "nearest_training": "#7B6FB0",
+    "other_subject": "#5F8FA8",
     "chance": "#777777",
 }
 STAGE_COLOURS = {"early": "#D55E00", "shape": "#E69F00", "semantic": "#0072B2", "onset": "#777777"}

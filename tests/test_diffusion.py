@@ -7,11 +7,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from sgdm_utils import diffusion
+from sgdm_utils import conditioning, diffusion
 from sgdm_utils.autoencoder import PictureVAE
-from sgdm_utils.diffusion import SGDMPipeline
+from sgdm_utils.classifier import LatentClassifier, category_direction, guided_velocity
+from sgdm_utils.multiscale import MultiScaleAttnProcessor, resolutions
+from sgdm_utils.pipeline import SGDMPipeline
 
-SIZE, EMBED, CHANNELS, RESIDUAL = 32, 6, 4, 0.7
+SIZE, EMBED, CHANNELS, RESIDUAL, KINDS = 32, 6, 4, 0.7, 3
 
 
 def make_pipeline(scheduler=None) -> SGDMPipeline:
@@ -25,14 +27,19 @@ def make_pipeline(scheduler=None) -> SGDMPipeline:
     for network in (unet, controlnet):  # zero weights would hide what the conditions do
         for p in network.parameters():
             torch.nn.init.normal_(p, std=0.08)
-    condition = diffusion.ConditionEmbedder(EMBED, 3, 32, RESIDUAL)
-    torch.nn.init.normal_(condition.null_tokens)
+    condition = diffusion.ConditionEmbedder(
+        EMBED, KINDS, resolutions(unet), n_tokens=3, token_dim=32, residual_std=RESIDUAL
+    )
+    for null in (condition.null_meaning, condition.null_category):
+        torch.nn.init.normal_(null)
+    classifier = LatentClassifier(CHANNELS, KINDS, width=16)
     scheduler = scheduler or DPMSolverMultistepScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         timestep_spacing="trailing",
     )
-    pipe = SGDMPipeline(vae.eval(), unet.eval(), controlnet.eval(), condition.eval(), scheduler)
+    parts = (vae, unet, controlnet, condition)
+    pipe = SGDMPipeline(*(part.eval() for part in parts), scheduler, classifier.eval())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -51,7 +58,8 @@ def inputs():
 
 def draw(pipe, embedding, maps, seed=0, **options):
     options = {"num_inference_steps": 3} | options
-    return pipe(embedding, maps, generator=torch.Generator().manual_seed(seed), **options)
+    noise = torch.Generator().manual_seed(seed)
+    return pipe.generate(embedding, maps, generator=noise, **options)
 
 
 # the autoencoder
@@ -131,11 +139,144 @@ def test_shrink_gives_the_correlation_and_error_it_promises(s):
 def test_unknown_embeddings_do_not_reach_the_tokens(pipe):
     z, noise = torch.randn(2, EMBED), torch.tensor([0.0, 0.5])
     hidden = torch.tensor([True, False])
-    tokens, vector = pipe.condition(z, noise, hidden)
-    other_tokens, other_vector = pipe.condition(z + 1, noise + 0.1, hidden)
-    assert not torch.allclose(tokens[0], other_tokens[0])
-    assert torch.equal(tokens[1], other_tokens[1]) and torch.equal(vector[1], other_vector[1])
-    assert torch.equal(vector[0, :EMBED], z[0]) and vector[0, EMBED] == 0
+    told, other = pipe.condition(z, noise, hidden), pipe.condition(z + 1, noise + 0.1, hidden)
+    assert sorted(told.tokens) == [2, 4]
+    for level in told.tokens:
+        assert told.tokens[level].shape == (2, 3 + 1, 32)
+        assert not torch.allclose(told.tokens[level][0], other.tokens[level][0])
+        assert torch.equal(told.tokens[level][1], other.tokens[level][1])
+    assert torch.equal(told.vector[1], other.vector[1])
+    assert torch.equal(told.vector[0, :EMBED], z[0]) and told.vector[0, EMBED] == 0
+
+
+def test_a_hidden_category_is_the_same_as_none_and_a_known_one_is_its_own_token(pipe):
+    z, noise, yes = torch.randn(2, EMBED), torch.zeros(2), torch.ones(2, dtype=torch.bool)
+    kinds = torch.eye(KINDS)[[0, 2]]
+    told = pipe.condition(z, noise, yes, kinds, torch.tensor([True, False]))
+    none = pipe.condition(z, noise, yes)
+    for level in told.tokens:
+        same = (told.tokens[level] == none.tokens[level]).all(-1)
+        assert same[1].all() and same[0].tolist() == [True, True, True, False]
+
+
+def test_resolutions_have_projections_of_their_own_unless_they_share_one():
+    arguments = (EMBED, KINDS, (2, 4), 3, 32)
+    own = diffusion.ConditionEmbedder(*arguments)
+    shared = diffusion.ConditionEmbedder(*arguments, multi_scale=False)
+    z, noise, yes = torch.randn(2, EMBED), torch.zeros(2), torch.ones(2, dtype=torch.bool)
+    tokens = own(z, noise, yes).tokens
+    assert not torch.allclose(tokens[2], tokens[4])
+    tokens = shared(z, noise, yes).tokens
+    assert torch.equal(tokens[2], tokens[4])
+
+
+def test_every_block_attends_to_the_tokens_of_its_resolution_only(pipe, inputs):
+    """Changing the tokens of one resolution changes what blocks of that resolution are told."""
+    assert {p.resolution for p in pipe.unet.attn_processors.values()} == {2, 4}
+    told = pipe.condition(inputs[0], torch.zeros(3), torch.ones(3, dtype=torch.bool))
+    x, t = torch.randn(3, CHANNELS, 4, 4), torch.tensor([5, 500, 900])
+    asked = {}
+
+    def remember(module, arguments, output):
+        asked["mid"] = output.detach().clone()
+
+    handle = pipe.unet.mid_block.register_forward_hook(remember)
+    plain = diffusion.predict(pipe.unet, pipe.controlnet, x, t, told)
+    before = asked["mid"]
+    fine = diffusion.Conditions(told.tokens | {4: told.tokens[4] + 1}, told.vector)
+    changed = diffusion.predict(pipe.unet, pipe.controlnet, x, t, fine)
+    assert torch.equal(asked["mid"], before), "the coarse level listened to the fine tokens"
+    assert not torch.allclose(plain, changed, atol=1e-4)
+    coarse = diffusion.Conditions(told.tokens | {2: told.tokens[2] + 1}, told.vector)
+    diffusion.predict(pipe.unet, pipe.controlnet, x, t, coarse)
+    assert not torch.allclose(asked["mid"], before, atol=1e-4)
+    handle.remove()
+    lost = diffusion.Conditions({2: told.tokens[2]}, told.vector)
+    with pytest.raises(KeyError, match="4 x 4 level"):
+        diffusion.predict(pipe.unet, pipe.controlnet, x, t, lost)
+
+
+def test_without_tokens_of_its_own_a_processor_is_the_librarys():
+    from diffusers.models.attention_processor import Attention
+
+    torch.manual_seed(0)
+    layer = Attention(query_dim=16, cross_attention_dim=8, heads=2, dim_head=8)
+    x, told = torch.randn(2, 5, 16), torch.randn(2, 3, 8)
+    expected = layer(x, told)
+    layer.set_processor(MultiScaleAttnProcessor(4))
+    assert torch.allclose(layer(x, told), expected)
+    assert torch.allclose(layer(x, torch.zeros_like(told), scale_tokens={4: told}), expected)
+
+
+@pytest.mark.parametrize("a", [0.5, 1.5, 3.0])
+def test_doubtful_categories_are_calibrated(a):
+    generator = torch.Generator().manual_seed(0)
+    n, kinds = 40_000, 5
+    truth = torch.randint(kinds, (n,), generator=generator)
+    error = torch.randn(n, kinds, generator=generator)
+    p = conditioning.doubtful_category(truth, kinds, torch.full((n,), a), error)
+    assert torch.allclose(p.sum(1), torch.ones(n), atol=1e-5)
+    right = (p.argmax(1) == truth).float()
+    for low, high in ((0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0)):
+        among = (p.amax(1) >= low) & (p.amax(1) < high)
+        if among.sum() > 500:
+            assert right[among].mean() == pytest.approx(p.amax(1)[among].mean().item(), abs=0.03)
+
+
+def test_certain_and_unknown_categories():
+    p = conditioning.doubtful_category(
+        torch.tensor([1, -1, 2]), 4, torch.tensor([torch.inf, torch.inf, 0.0]), torch.randn(3, 4)
+    )
+    assert p[0].tolist() == [0, 1, 0, 0]
+    assert torch.allclose(p[1:], torch.full((2, 4), 0.25))
+
+
+def test_trust_is_the_correlation_and_the_slope():
+    generator = torch.Generator().manual_seed(1)
+    truth, error = torch.randn(2, 30_000, 2, generator=generator)
+    answer = 3 * (0.6 * truth + 0.8 * error)
+    factor, noise = conditioning.trust(answer, truth)
+    assert factor == pytest.approx(0.2, abs=0.01) and noise == pytest.approx(0.8, abs=0.01)
+    assert conditioning.trust(-answer, truth) == (0.0, 1.0)
+
+
+# the guide to the category
+
+
+def test_the_direction_is_the_gradient_of_the_log_probability(pipe):
+    guide = pipe.classifier.double()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, CHANNELS, 4, 4, generator=generator).double()
+    t, wanted = torch.tensor([10, 400]), torch.tensor([[0.0, 1.0, 0.0], [0.2, 0.3, 0.5]]).double()
+    direction = category_direction(guide, x, t, wanted)
+    step = 1e-5 * torch.randn(x.shape, generator=generator).double()
+    with torch.no_grad():
+        up, down = ((guide(x + s, t).log_softmax(1) * wanted).sum() for s in (step, -step))
+    # log_softmax inside is float32, so the difference quotient is only about right
+    assert (direction * step).sum().item() == pytest.approx((up - down).item() / 2, rel=2e-3)
+    pipe.classifier.float()
+
+
+def test_guidance_moves_the_clean_estimate_by_tweedies_formula():
+    generator = torch.Generator().manual_seed(0)
+    x, v, g = torch.randn(3, 1, CHANNELS, 4, 4, generator=generator).double()
+    a = torch.tensor(0.3).double()
+    before = a.sqrt() * x - (1 - a).sqrt() * v
+    after = a.sqrt() * x - (1 - a).sqrt() * guided_velocity(v, g, a, 2.0)
+    assert torch.allclose(after - before, 2 * (1 - a) / a.sqrt() * g)
+    assert torch.equal(guided_velocity(v, g, torch.tensor(0.001), 2.0), v), "in almost pure noise"
+    assert torch.equal(guided_velocity(v, g, a, 0.0), v)
+
+
+def test_category_guidance_raises_the_probability_that_the_guide_gives(pipe, inputs):
+    wanted, finals = torch.eye(KINDS)[[1, 1, 2]], {}
+    for scale in (0.0, 2.0):
+        way = []
+        draw(pipe, *inputs, category=wanted, category_scale=scale, num_inference_steps=6,
+             callback=lambda _, x, way=way: way.append(x))  # fmt: skip
+        log_p = pipe.classifier(way[-1], torch.zeros(3)).log_softmax(1)
+        finals[scale] = (log_p * wanted).sum(1)
+    assert (finals[2.0] > finals[0.0]).all()
 
 
 def test_fold_maps_keeps_every_pixel_in_its_cell():
@@ -150,11 +291,11 @@ def test_fold_maps_keeps_every_pixel_in_its_cell():
 
 def test_a_silenced_controlnet_is_as_if_there_were_none(pipe, inputs):
     embedding, maps = inputs
-    tokens, vector = pipe.condition(embedding, torch.zeros(3), torch.ones(3, dtype=torch.bool))
+    told = pipe.condition(embedding, torch.zeros(3), torch.ones(3, dtype=torch.bool))
     x, t = torch.randn(3, CHANNELS, 4, 4), torch.tensor([5, 500, 900])
     folded = diffusion.fold_maps(maps, 4)
     gate = torch.tensor([0.0, 1.0, 0.0])
-    arguments = (pipe.unet, pipe.controlnet, x, t, tokens, vector)
+    arguments = (pipe.unet, pipe.controlnet, x, t, told)
     gated = diffusion.predict(*arguments, folded, gate)
     none, both = diffusion.predict(*arguments), diffusion.predict(*arguments, folded)
     assert torch.allclose(gated[[0, 2]], none[[0, 2]], atol=1e-6)
@@ -166,10 +307,10 @@ def test_gradients_reach_every_network(inputs):
     pipe = make_pipeline()
     embedding, maps = inputs
     known = torch.tensor([True, True, False])
-    tokens, vector = pipe.condition(embedding, torch.zeros(3), known)
+    told = pipe.condition(embedding, torch.zeros(3), known, torch.eye(KINDS), known)
     out = diffusion.predict(
         pipe.unet, pipe.controlnet, torch.randn(3, CHANNELS, 4, 4), torch.tensor([1, 10, 100]),
-        tokens, vector, diffusion.fold_maps(maps, 4), torch.ones(3),
+        told, diffusion.fold_maps(maps, 4), torch.ones(3),
     )  # fmt: skip
     out.pow(2).mean().backward()
     for network in (pipe.unet, pipe.controlnet, pipe.condition):
@@ -224,7 +365,7 @@ def test_guidance_is_the_equation(inputs, semantic, structure, scheduler):
         pipe.scheduler.set_timesteps(3)
         for t in pipe.scheduler.timesteps:
             u, s, b = (
-                diffusion.predict(pipe.unet, pipe.controlnet, x, t.expand(3), *c, m)
+                diffusion.predict(pipe.unet, pipe.controlnet, x, t.expand(3), c, m)
                 for c, m in ((none, None), (sem, None), (sem, folded))
             )
             a = pipe.scheduler.alphas_cumprod[t]
@@ -270,8 +411,8 @@ def test_every_condition_changes_the_picture_of_its_item_only(pipe, inputs):
 
 def test_a_generator_for_each_picture_frees_it_from_its_batch(pipe, inputs):
     generators = [torch.Generator().manual_seed(i) for i in range(3)]
-    together = pipe(*inputs, generator=generators, num_inference_steps=3)
-    alone = pipe(
+    together = pipe.generate(*inputs, generator=generators, num_inference_steps=3)
+    alone = pipe.generate(
         inputs[0][2:], inputs[1][2:], num_inference_steps=3,
         generator=[torch.Generator().manual_seed(2)],
     )  # fmt: skip
@@ -300,7 +441,7 @@ def test_saved_and_loaded_it_draws_the_same_pictures_bit_by_bit(pipe, inputs, tm
 
 def test_half_precision_changes_little(pipe, inputs, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
-    types = {"default": torch.bfloat16, "vae": torch.float32}
+    types = {"default": torch.bfloat16, "vae": torch.float32, "classifier": torch.float32}
     half = SGDMPipeline.from_pretrained(tmp_path / "model", dtype=types)
     half.set_progress_bar_config(disable=True)
     assert half.unet.dtype == torch.bfloat16 and half.vae.dtype == torch.float32
@@ -329,7 +470,12 @@ def test_a_missing_folder_says_which_notebook_writes_it(tmp_path):
         ({"maps": torch.zeros(3, 2, 16, 16)}, r"expected \(batch, 2, 32, 32\)"),
         ({"maps": torch.full((3, 2, SIZE, SIZE), -3.0)}, "probabilities, not logits"),
         ({"maps": torch.full((3, 2, SIZE, SIZE), float("nan"))}, "NaN"),
-        ({"semantic_scale": -1.0}, "semantic_scale=-1.0"),
+        ({"semantic_scale": -1.0}, "'semantic_scale': -1.0"),
+        ({"category_scale": -1.0}, "must not be negative"),
+        ({"category_scale": 1.0}, "without a category"),
+        ({"category": torch.ones(3, KINDS + 1) / 4}, r"expected \(3, 3\)"),
+        ({"category": torch.ones(3, KINDS)}, "probabilities"),
+        ({"category": torch.full((3, KINDS), float("nan"))}, "probabilities"),
         ({"structure_scale": float("nan")}, "must not be negative"),
         ({"num_inference_steps": 0}, "at least 1"),
         ({"embedding_noise": 1.2}, "embedding_noise"),
@@ -339,7 +485,7 @@ def test_a_missing_folder_says_which_notebook_writes_it(tmp_path):
 def test_bad_input_is_refused_and_named(pipe, inputs, change, message):
     arguments = {"embedding": inputs[0], "maps": inputs[1]} | change
     with pytest.raises(ValueError, match=message):
-        pipe(**arguments)
+        pipe.generate(**arguments)
 
 
 def test_training_dtype_is_one_that_the_processor_computes_in(monkeypatch):

@@ -21,6 +21,10 @@ CONDITIONS = {
     "no_structure",
     "shuffled_structure",
     "oracle_structure",
+    "oracle_semantics",
+    "no_semantics",
+    "nearest_training",
+    "other_subject",
 }
 
 

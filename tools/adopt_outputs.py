@@ -1,4 +1,4 @@
-"""Put the outputs of the last ``make demo`` into the committed notebooks.
+"""Put the outputs of the last ``make demo`` and ``make experiments`` into the committed notebooks.
 
 Only outputs (without stderr) and execution counts are taken, and only from a run of exactly the cells that stand in
 ``notebooks/``: an edit made since is neither lost nor given the outputs of older code.
@@ -32,15 +32,15 @@ def smaller(output):
 def adopt(step: config.Step) -> str | None:
     """Copy the outputs of one executed notebook; return what stands in the way, if anything."""
     if not step.executed.is_file():
-        return f"{paths.relative(step.executed)} is not there: run make demo"
+        return f"{paths.relative(step.executed)} is not there: run make demo (or make experiments)"
     target = paths.notebook_path(step.notebook)
     notebook = nbformat.read(target, as_version=4)
     executed = nbformat.read(step.executed, as_version=4)
     if len(notebook.cells) != len(executed.cells):
-        return f"{step.notebook} has other cells than its executed copy: run make demo"
+        return f"{step.notebook} has other cells than its executed copy: run make demo (or make experiments)"
     for number, (cell, done) in enumerate(zip(notebook.cells, executed.cells, strict=True), 1):
         if cell.source != done.source:
-            return f"cell {number} of {step.notebook} has been edited since it ran: run make demo"
+            return f"cell {number} of {step.notebook} has been edited since it ran: run make demo (or make experiments)"
         if cell.cell_type == "code":
             if any(output.output_type == "error" for output in done.outputs):
                 return f"cell {number} of {step.notebook} failed: the study has to run through"
@@ -59,6 +59,9 @@ def main() -> int:
     first: dict[str, config.Step] = {}
     for step in config.plan(study):
         first.setdefault(step.notebook, step)
+    for path in sorted((paths.notebook_dir() / "experiments").glob("*.ipynb")):
+        name = f"experiments/{path.stem}"
+        first[name] = config.step(study, name, seed=study.seeds[0])
     problems = [problem for step in first.values() if (problem := adopt(step))]
     for problem in problems:
         print(problem, file=sys.stderr)
