@@ -12,6 +12,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from sgdm_utils.datasets import STANDARD_MONTAGE
 from sgdm_utils.encoders import SGDMEncoder, electrode_positions
 from sgdm_utils.structure import StructureVAE
 
@@ -101,7 +102,7 @@ class EEGDecoder(ModelMixin, ConfigMixin):
             own = {name: known[i].cpu().numpy() for i, name in enumerate(self.config.channels)}
             lost = [name for name in electrodes if name not in own]
             if lost:
-                standard = mne.channels.make_standard_montage("standard_1005").get_positions()
+                standard = mne.channels.make_standard_montage(STANDARD_MONTAGE).get_positions()
                 loc = [standard["ch_pos"].get(name, np.full(3, np.nan)) for name in lost]
                 chs = [{"ch_name": n, "loc": xyz} for n, xyz in zip(lost, loc, strict=True)]
                 own |= dict(zip(lost, electrode_positions(chs), strict=True))

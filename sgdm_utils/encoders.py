@@ -249,8 +249,16 @@ class SGDMEncoder(nn.Module):
             stem = self.stem(mixing @ self._own_rate(eeg))
         return self.blocks(stem)
 
-    def _own_rate(self, eeg: torch.Tensor) -> torch.Tensor:
-        return eeg if self.resample is None else eeg @ self.resample
+    def _own_rate(self, eeg: torch.Tensor, columns: int = 20) -> torch.Tensor:
+        """Epochs at `OWN_HZ`; the matrix is a band, so a few of its columns need few samples."""
+        if self.resample is None:
+            return eeg
+        parts = []
+        for block in self.resample.split(columns, dim=1):
+            used = block.any(1).nonzero()
+            low, high = int(used[0]), int(used[-1]) + 1
+            parts.append(eeg[..., low:high] @ block[low:high])
+        return torch.cat(parts, dim=-1)
 
     def tokens(
         self,

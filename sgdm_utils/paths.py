@@ -153,11 +153,11 @@ def report_dir(study: str) -> Path:
 
 
 def executed_notebook(study: str, notebook: str, who: str = JOINT, seed: int | None = None) -> Path:
-    """Return the path of an executed copy: ``<who>[_seed-<n>]_<notebook>.ipynb``."""
+    """Return the path of an executed copy: ``<who>[_seed-<n>]_<notebook>.ipynb``, in one folder."""
     parts = [_checked("subject (or 'joint')", who)]
     if seed is not None:
         parts.append(f"seed-{seed}")
-    return report_dir(study) / "executed" / f"{'_'.join([*parts, notebook])}.ipynb"
+    return report_dir(study) / "executed" / f"{'_'.join([*parts, notebook.replace('/', '_')])}.ipynb"
 
 
 def relative(path: Path) -> str:

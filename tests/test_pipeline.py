@@ -16,6 +16,7 @@ from diffusers import DPMSolverMultistepScheduler
 from sgdm_utils import diffusion, paths
 from sgdm_utils.autoencoder import PictureVAE
 from sgdm_utils.classifier import LatentClassifier
+from sgdm_utils.datasets import STANDARD_MONTAGE
 from sgdm_utils.decoder import EEGDecoder
 from sgdm_utils.encoders import electrode_positions
 from sgdm_utils.model_card import write_model_card
@@ -28,7 +29,7 @@ KINDS = ["cross", "ring", "star"]
 
 
 def standard_positions(names) -> np.ndarray:
-    found = mne.channels.make_standard_montage("standard_1005").get_positions()["ch_pos"]
+    found = mne.channels.make_standard_montage(STANDARD_MONTAGE).get_positions()["ch_pos"]
     return electrode_positions([{"ch_name": n, "loc": found[n]} for n in names])
 
 
