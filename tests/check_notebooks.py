@@ -1,8 +1,9 @@
 """Execute the committed notebooks as a reader would and compare their check cells: ``make test``.
 
 nbval runs each notebook with its defaults, that is for the first subject. The notebooks after the
-preprocessing need all subjects, so the others are preprocessed in between. Everything is written to
-a folder of its own; the reader's results are not touched.
+preprocessing need all subjects, so the others are preprocessed in between. Then the quick ones of the
+experiments follow; the others train for minutes, and run in the smallest study only (test_smoke).
+Everything is written to a folder of its own; the reader's results are not touched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 
 from sgdm_utils import config, paths
 
+QUICK = ("15_repetitions", "16_time_and_regions", "17_human_test")
 FOLDER = ".of-tests"  # in data/derived, which git ignores and which lies on the disk meant for data
 
 
@@ -24,12 +26,13 @@ def main() -> int:
     folder = paths.data_dir() / "derived" / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     os.environ |= {"SGDM_DATA": str(folder / "data"), "SGDM_REPORTS": str(folder / "reports")}
-    code = nbval(stages[:1])
+    chain = [stage.notebook for stage in stages]
+    code = nbval(chain[:1])
     for step in config.plan(study):
         default = step.subject and config.notebook_parameters(step.notebook)["subject"].default
         if code == 0 and step.subject != default:
             code = run(*step.command.split()[1:])
-    code = code or nbval(stages[1:])
+    code = code or nbval(chain[1:] + [f"experiments/{name}" for name in QUICK])
     if code == 0:
         shutil.rmtree(folder)
     else:
@@ -37,9 +40,9 @@ def main() -> int:
     return code
 
 
-def nbval(stages: list[paths.Stage]) -> int:
-    """Execute the notebooks of `stages` and compare the cells tagged nbval-check-output."""
-    notebooks = [paths.relative(paths.notebook_path(stage.notebook)) for stage in stages]
+def nbval(names: list[str]) -> int:
+    """Execute notebooks and compare the cells tagged nbval-check-output."""
+    notebooks = [paths.relative(paths.notebook_path(name)) for name in names]
     return run(
         *("-m", "pytest", "-v", "--nbval-lax", "--nbval-current-env"),
         *("--nbval-sanitize-with", "tests/nbval_sanitize.cfg", *notebooks),
