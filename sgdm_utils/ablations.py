@@ -114,7 +114,7 @@ def link(source: Path, target: Path) -> None:
             return
         shutil.rmtree(target)
     try:
-        os.symlink(os.path.relpath(source, target.parent), target, target_is_directory=True)
+        os.symlink(source.resolve(), target, target_is_directory=True)
     except OSError:
         with atomic.atomic_directory(target) as out:
             shutil.copytree(source, out, dirs_exist_ok=True)

@@ -36,21 +36,24 @@ def make_unet(
 ) -> UNet2DConditionModel:
     """A small `UNet2DConditionModel`: tokens by cross-attention, the embedding also beside time.
 
-    Every level attends on the way up, each to the tokens of its own resolution (`multiscale`).
+    Every level attends, each to the tokens of its own resolution (`multiscale`). At the finest one
+    cells are many, so there attention is reduced to what is wanted of it: cells ask the tokens, on
+    the way up only, and neither each other nor a network of their own.
     """
     n_coarse = len(block_out_channels) - 1
     unet = UNet2DConditionModel(
         sample_size=grid,
         in_channels=latent_channels,
         out_channels=latent_channels,
-        # on the way down the finest level only looks: attention costs most where cells are many
         down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * n_coarse),
-        up_block_types=("CrossAttnUpBlock2D",) * (n_coarse + 1),
+        up_block_types=(*["CrossAttnUpBlock2D"] * n_coarse, "SimpleCrossAttnUpBlock2D"),
+        only_cross_attention=(True, *[False] * n_coarse),
         block_out_channels=tuple(block_out_channels),
         layers_per_block=layers_per_block,
         norm_num_groups=16,
         cross_attention_dim=token_dim,
-        attention_head_dim=4,  # the number of heads, whatever its name says
+        # the dimension of a head in simple blocks, the number of heads in the others: 4 heads each
+        attention_head_dim=(block_out_channels[0] // 4, *[4] * n_coarse),
         use_linear_projection=True,
         # colour times outline: the embedding scales and shifts features instead of only adding
         resnet_time_scale_shift="scale_shift",

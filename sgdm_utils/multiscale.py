@@ -13,7 +13,11 @@ from collections.abc import Mapping
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnAddedKVProcessor2_0,
+    AttnProcessor2_0,
+)
 
 #: `cross_attention_kwargs` key under which the tokens of all resolutions travel.
 SCALE_TOKENS = "scale_tokens"
@@ -35,7 +39,7 @@ class MultiScaleAttnProcessor:
 
     def __init__(self, resolution: int) -> None:
         self.resolution = resolution
-        self.attend = AttnProcessor2_0()
+        self.plain, self.added = AttnProcessor2_0(), AttnAddedKVProcessor2_0()
 
     def __call__(
         self,
@@ -61,7 +65,9 @@ class MultiScaleAttnProcessor:
                     "built for different grids"
                 )
             encoder_hidden_states = scale_tokens[self.resolution]
-        return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if attn.added_kv_proj_dim is not None:  # a simple cross-attention block
+            return self.added(attn, hidden_states, encoder_hidden_states, attention_mask)
+        return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
 
 
 def resolutions(unet: UNet2DConditionModel) -> list[int]:
