@@ -60,8 +60,9 @@ def main() -> int:
     for step in config.plan(study):
         first.setdefault(step.notebook, step)
     for path in sorted((paths.notebook_dir() / "experiments").glob("*.ipynb")):
-        name = f"experiments/{path.stem}"
-        first[name] = config.step(study, name, seed=study.seeds[0])
+        step = config.step(study, f"experiments/{path.stem}", seed=study.seeds[0])
+        if step.executed.is_file():  # they are run one by one, so some may not have been
+            first[step.notebook] = step
     problems = [problem for step in first.values() if (problem := adopt(step))]
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -15,8 +15,13 @@ ROWS = {
     "oracle": "true meaning and true structure (limit of the generator)",
     "eeg": "**EEG** (test concepts never trained on)",
     "shuffled_eeg": "EEG of another picture",
+    "other_subject": "another person's EEG, read as this person's",
+    "oracle_semantics": "true meaning, EEG structure",
+    "oracle_structure": "EEG meaning, true structure",
     "no_structure": "EEG meaning, no structure",
     "shuffled_structure": "EEG meaning, another picture's structure",
+    "no_semantics": "no meaning, EEG structure",
+    "nearest_training": "the training picture nearest to what the EEG says",
     "class_only": "true category only",
     "mean_image": "mean training picture",
 }
@@ -25,6 +30,7 @@ METRICS = {
     "pixcorr": "PixCorr",
     "ssim": "SSIM",
     "silhouette_iou": "silhouette IoU",
+    "category_accuracy": "category named",
 }
 
 
@@ -52,7 +58,9 @@ def results(study: str = "demo") -> str:
         here = made[made["condition"] == condition]
         cells = [cell(here[here["metric"] == m]) for m in METRICS]
         lines.append(f"| {label} | {' | '.join(cells)} |")
-    lines.append(f"| *chance* | 0.50 | {' | '.join(['-'] * (len(METRICS) - 1))} |")
+    chances = [made.loc[made["metric"] == m, "chance"].dropna().iloc[:1].tolist() for m in METRICS]
+    shown = " | ".join(f"{c[0]:.2f}" if c else "-" for c in chances)
+    lines.append(f"| *chance* | {shown} |")
     found = tables.read_table(folder / "retrieval.csv")
     top = found[(found["metric"] == "top1") & (found["condition"] == "eeg")]
     parts = []
