@@ -157,7 +157,9 @@ def executed_notebook(study: str, notebook: str, who: str = JOINT, seed: int | N
     parts = [_checked("subject (or 'joint')", who)]
     if seed is not None:
         parts.append(f"seed-{seed}")
-    return report_dir(study) / "executed" / f"{'_'.join([*parts, notebook.replace('/', '_')])}.ipynb"
+    return (
+        report_dir(study) / "executed" / f"{'_'.join([*parts, notebook.replace('/', '_')])}.ipynb"
+    )
 
 
 def relative(path: Path) -> str:
