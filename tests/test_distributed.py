@@ -456,9 +456,9 @@ def test_two_processes_train_the_diffusion_model_like_one(inputs, tmp_path):
         assert len(a) == 2 and np.allclose(a, b, rtol=1e-5, atol=0)
     start = {f"{k}.{n}": v for k, m in inputs.networks.items() for n, v in m.state_dict().items()}
     moved = largest_difference(one.weights(), start)
-    assert largest_difference(two.weights(), one.weights()) < 1e-3 * moved
+    assert largest_difference(two.weights(), one.weights()) < 1e-2 * moved
     for step in (None, 4):
-        assert largest_difference(two.averaged(step), one.averaged(step)) < 1e-3 * moved
+        assert largest_difference(two.averaged(step), one.averaged(step)) < 1e-2 * moved
     networks = nn.ModuleDict(inputs.networks)
     networks.load_state_dict(two.averaged())
 
