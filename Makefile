@@ -25,7 +25,7 @@ demo: environment ## run notebooks 00 to 07 on the simulated recording and print
 	@$(run-study)
 
 smoke: STUDY = smoke
-smoke: environment ## run the same chain in about a minute; its numbers mean nothing
+smoke: environment ## run the same chain in a few minutes; its numbers mean nothing
 	@$(run-study)
 
 study: environment ## run the study that a file in config/ describes: make study STUDY=my_bids

@@ -2,8 +2,8 @@
 
 nbval runs each notebook with its defaults, that is for the first subject. The notebooks after the
 preprocessing need all subjects, so the others are preprocessed in between. Then the quick ones of the
-experiments follow; the others train for minutes, and run in the smallest study only (test_smoke).
-Everything is written to a folder of its own; the reader's results are not touched.
+experiments follow; the others take minutes each and are run by hand (make experiments). Everything
+is written to a folder of its own; the reader's results are not touched.
 """
 
 from __future__ import annotations
