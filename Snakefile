@@ -90,6 +90,7 @@ for step in PLAN:
             code=digests.notebook_code_digest(step.notebook),
             parameters=study_config.parameters_digest(STUDY, step),
             command=step.command.removeprefix("python "),
+        threads: 1 if step.subject else 2  # people can be prepared side by side; a training has the machine
         resources:
             **({"gpu": 1} if step.stage in TRAINING else {}),
         shell:

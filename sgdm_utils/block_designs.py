@@ -22,9 +22,6 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from sgdm_utils.block_files import TITLES, Segments, read_segments, read_splits
 from sgdm_utils.datasets import DatasetError
@@ -181,6 +178,10 @@ def drift_baseline(
     y, block = table["label"].to_numpy(), table["block"].to_numpy()
     fold = _folds(table, leave_out, rng, n_folds)
     right = np.zeros(len(y), bool)
+    from sklearn.neighbors import KNeighborsClassifier  # not for the readers of other data sets
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     for held_out in np.unique(fold):
         test = fold == held_out
         decoder = make_pipeline(StandardScaler(), KNeighborsClassifier(n_neighbors))

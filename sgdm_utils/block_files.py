@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 
 from sgdm_utils.datasets import DatasetError
 
@@ -159,6 +158,8 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise DatasetError(f"{path} is missing; data/README.md says where the file comes from")
     try:
+        import torch  # a second and a half, which the readers of other data sets need not wait for
+
         # the format before torch 1.6 cannot be mapped
         return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None

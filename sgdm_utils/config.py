@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import yaml
 
-from sgdm_utils import paths
+from sgdm_utils import paths, schemas
 from sgdm_utils.parameters import Parameter, ParameterError, declared, type_problem
 
 #: Parameters that the plan sets; a notebook's section may not.
@@ -268,8 +267,7 @@ class _StrictLoader(yaml.SafeLoader):
 def _frame_problems(content: Any) -> list[str]:
     schema = json.loads((paths.config_dir() / "schema.json").read_text(encoding="utf-8"))
     problems = []
-    for error in jsonschema.Draft202012Validator(schema).iter_errors(content):
-        where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)
+    for error in schemas.violations(schema, content):
         if error.validator == "additionalProperties":
             keys = list(schema["properties"])
             unknown = [key for key in error.instance if key not in keys]
@@ -278,7 +276,7 @@ def _frame_problems(content: Any) -> list[str]:
             ]
         else:
             hint = error.schema.get("description")
-            message = f"{where.lstrip('.') or 'the file'}: {error.message}"
+            message = f"{schemas.place(error)}: {error.message}"
             problems.append(f"{message}. {hint}" if hint else message)
     return problems
 

@@ -12,6 +12,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 
 from sgdm_utils.conditioning import ConditionEmbedder, Conditions, fold_maps, shrink
 from sgdm_utils.multiscale import SCALE_TOKENS, listen_by_resolution
+from sgdm_utils.training import training_dtype
 
 __all__ = [
     "ConditionEmbedder",
@@ -155,13 +156,3 @@ def velocity(
     b = a * s**2 + 1 - a
     skip = (a * (1 - a)).sqrt() * (1 - s**2) * noisy
     return (skip - s * b.sqrt() * output.to(noisy.dtype)) / b
-
-
-def training_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the processor computes in it, float32 elsewhere (emulation is slower)."""
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # torch names its probes differently from version to version; a missing one counts as "no"
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    able = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
-    return torch.bfloat16 if torch.device(device).type == "cpu" and able else torch.float32

@@ -7,6 +7,7 @@ value). Modules that only move files and messages about do not count either.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import io
 import json
@@ -32,6 +33,7 @@ BOOKKEEPING = frozenset(
         "progress",
         "provenance",
         "run",
+        "schemas",
     }
 )
 _PARAMETER_TAGS = {"parameters", "injected-parameters"}
@@ -111,26 +113,41 @@ def module_digests(sources: list[str]) -> dict[str, str]:
 
 def essence(source: str) -> str:
     """Return `source` without comments, docstrings and blank lines, if it is plain Python."""
+    return _essence_and_imports(source)[0]
+
+
+def _imported(source: str) -> tuple[str, ...]:
+    """Return the names of the package's modules that a source imports."""
+    plain = "\n".join(
+        "" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()
+    )
+    return _essence_and_imports(source)[1] or _essence_and_imports(plain)[1]
+
+
+@functools.lru_cache(maxsize=1024)  # the same modules stand behind every artifact that is read
+def _essence_and_imports(source: str) -> tuple[str, tuple[str, ...]]:
+    """What `essence` and `_imported` return, from one look at the syntax tree."""
     try:
-        tree = ast.parse(source)
+        nodes = list(ast.walk(ast.parse(source)))
         comments = [
             t
             for t in tokenize.generate_tokens(io.StringIO(source).readline)
             if t.type == tokenize.COMMENT
         ]
     except (SyntaxError, tokenize.TokenError):
-        return source
+        return source, ()
     lines = source.splitlines()
     for comment in comments:  # before the docstrings: a line is cut, the numbering stays
         row, column = comment.start
         lines[row - 1] = lines[row - 1][:column]
-    for first, last in _docstrings(tree):
+    for first, last in _docstrings(nodes):
         lines[first - 1 : last] = [""] * (last - first + 1)
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+    kept = "\n".join(line.rstrip() for line in lines if line.strip())
+    return kept, tuple(_imports(nodes))
 
 
-def _docstrings(tree: ast.AST) -> Iterator[tuple[int, int]]:
-    for node in ast.walk(tree):
+def _docstrings(nodes: list[ast.AST]) -> Iterator[tuple[int, int]]:
+    for node in nodes:
         if (
             isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
             and node.body
@@ -144,16 +161,8 @@ def _docstrings(tree: ast.AST) -> Iterator[tuple[int, int]]:
                 yield first.lineno, first.end_lineno
 
 
-def _imported(source: str) -> Iterator[str]:
-    """Yield the names of the package's modules that a source imports."""
-    plain = "\n".join(
-        "" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()
-    )
-    try:
-        tree = ast.parse(plain)
-    except SyntaxError:
-        return
-    for node in ast.walk(tree):
+def _imports(nodes: list[ast.AST]) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.startswith(f"{PACKAGE}."):

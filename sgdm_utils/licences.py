@@ -11,13 +11,15 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonschema
 import yaml
 
-from sgdm_utils import paths
+from sgdm_utils import paths, schemas
 from sgdm_utils.datasets import DatasetError
+
+if TYPE_CHECKING:
+    import jsonschema
 
 _NAME = "^[a-z0-9][a-z0-9_]*$"
 _TEXT = {"type": "string", "minLength": 1}
@@ -185,7 +187,7 @@ def load_catalogue(path: Path | None = None) -> dict[str, Entry]:
         raise CatalogueError(f"{shown} cannot be read ({error}). Restore it from git") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CatalogueError(f"{shown} is no valid YAML: {error}") from error
-    problems = [_problem(error) for error in _VALIDATOR.iter_errors(content)]
+    problems = [_problem(error) for error in schemas.violations(SCHEMA, content)]
     if not problems:
         problems = [p for name, entry in content.items() for p in _contradictions(name, entry)]
         problems += _collisions(content)
@@ -252,8 +254,7 @@ def _entry(name: str, content: dict[str, Any]) -> Entry:
 
 def _problem(error: jsonschema.ValidationError) -> str:
     """One finding in one line: where, what, and what to write instead."""
-    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error.absolute_path)
-    where = where.lstrip(".") or "the file"
+    where = schemas.place(error)
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
         unknown = sorted(set(error.instance) - set(known))
@@ -306,6 +307,3 @@ class _StrictLoader(yaml.SafeLoader):
                     node.value[position][0].start_mark,
                 )  # fmt: skip
         return super().construct_mapping(node, deep)
-
-
-_VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

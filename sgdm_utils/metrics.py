@@ -127,8 +127,11 @@ def pixcorr(real: Pictures, recon: Pictures) -> np.ndarray:
             )
 
     def correlate(a: Tensor, b: Tensor) -> Tensor:
-        a, b = (_unit_rows(_to_correlation_size(x.double()).flatten(1)) for x in (a, b))
-        return (a * b).sum(1)
+        sizes = (PROTOCOL_SIZE, CORRELATION_SIZE)
+        # a resized constant is the same constant, so the mean of the large picture comes off first
+        a, b = (x - _resized_mean(x, sizes).view(-1, 1, 1, 1) for x in (a.double(), b.double()))
+        power = _resized_product(a, a, sizes) * _resized_product(b, b, sizes)
+        return _resized_product(a, b, sizes) / power.sqrt()
 
     return _score_in_chunks(correlate, real, recon)
 
@@ -163,8 +166,9 @@ def mse(real: Pictures, recon: Pictures) -> np.ndarray:
     real, recon = _check_pair(real, recon)
 
     def difference(a: Tensor, b: Tensor) -> Tensor:
-        a, b = (_resize(x.double(), PROTOCOL_SIZE) for x in (a, b))
-        return (a - b).square().flatten(1).mean(1)
+        error = a.double() - b.double()
+        total = _resized_product(error, error, (PROTOCOL_SIZE,))
+        return total / (error.shape[1] * PROTOCOL_SIZE**2)
 
     return _score_in_chunks(difference, real, recon)
 
@@ -294,9 +298,32 @@ def _to_gray(pictures: Tensor) -> Tensor:
     return (pictures * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def _unit_rows(x: Tensor) -> Tensor:
-    x = x - x.mean(1, keepdim=True)
-    return x / x.norm(dim=1, keepdim=True)
+@functools.lru_cache(maxsize=32)
+def _resizing_matrix(length: int, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """What the resizes one after the other do to one axis: a float64 matrix (sizes[-1], length)."""
+    matrix = torch.eye(length, dtype=torch.float64, device=device)
+    for size in sizes:
+        if len(matrix) != size:
+            matrix = interpolate(
+                matrix[None, None], (size, length), mode="bilinear", antialias=True
+            )[0, 0]
+    return matrix
+
+
+def _resized_product(a: Tensor, b: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Sum over all colours and pixels of the product of two pictures *after* resizing, (n,).
+
+    Resizing is linear and treats rows and columns apart, so with R and C for the two axes
+    <R a C', R b C'> = <a, (R'R) b (C'C)>: the large pictures need not be made.
+    """
+    rows, columns = (_resizing_matrix(n, sizes, a.device) for n in a.shape[-2:])
+    return (a * ((rows.T @ rows) @ b @ (columns.T @ columns))).flatten(1).sum(1)
+
+
+def _resized_mean(a: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Mean over all colours and pixels after resizing, (n,)."""
+    rows, columns = (_resizing_matrix(n, sizes, a.device).mean(0) for n in a.shape[-2:])
+    return (rows @ a @ columns).mean(1)
 
 
 if __name__ == "__main__":

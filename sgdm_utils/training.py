@@ -189,3 +189,13 @@ def embed(encoder, eeg: np.ndarray, subject: np.ndarray, batch: int = 512) -> to
         parts.append(encoder(x, s).float().cpu())
     encoder.train(was_training)
     return torch.cat(parts)
+
+
+def training_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where the processor computes in it, float32 elsewhere (emulation is slower)."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # torch names its probes differently from version to version; a missing one counts as "no"
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    able = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+    return torch.bfloat16 if torch.device(device).type == "cpu" and able else torch.float32

@@ -796,7 +796,7 @@ def test_the_shipped_catalogue_is_in_order():
     for e in shipped.values():
         assert all(file.url.startswith("https://") for file in e.files), e.name
         assert len({file.url for file in e.files}) == len(e.files), e.name
-        assert re.fullmatch(r"CC0-1\.0|CC-BY-4\.0|CC-BY-NC-ND-4\.0|MIT|BSD-3-Clause|Apache-2\.0|LicenseRef-.+",
+        assert re.fullmatch(r"CC0-1\.0|CC-BY-4\.0|CC-BY-NC-ND-4\.0|CC-BY-NC-4\.0|MIT|BSD-3-Clause|Apache-2\.0|LicenseRef-.+",
                             e.licence), e.name  # fmt: skip
     for name in ("things_eeg2_image_set", "kilogram"):
         assert shipped[name].must_accept and shipped[name].redistribution == "not allowed"

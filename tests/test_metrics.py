@@ -88,17 +88,36 @@ def test_rounding_beyond_one_is_clipped():
         metrics.ssim(real, recon + np.float32(1e-3))
 
 
-def test_pixcorr_equals_corrcoef_of_resized_pictures(pair):
-    a, b = (resize_as_agreed(x, 256, 425).flatten(1).double().numpy() for x in pair)
-    expected = [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]
-    np.testing.assert_allclose(metrics.pixcorr(*pair), expected, atol=1e-6)
+@pytest.mark.parametrize("shape", [(64, 64), (300, 200), (512, 512)])
+def test_pixcorr_and_mse_equal_those_of_pictures_that_are_really_resized(shape):
+    """The module computes them without making the large pictures."""
+    rng = np.random.default_rng(5)
+    real = rng.random((4, 3, *shape))
+    recon = np.clip(
+        real + rng.normal(0, [[[[0.05]]], [[[0.2]]], [[[0.5]]], [[[2.0]]]], real.shape), 0, 1
+    )
+    large, agreed, direct = (
+        [resize_as_agreed(x, *sizes).flatten(1).numpy() for x in (real, recon)]
+        for sizes in ((256, 425), (256,), (425,))
+    )
+    expected = [np.corrcoef(x, y)[0, 1] for x, y in zip(*large, strict=True)]
+    np.testing.assert_allclose(metrics.pixcorr(real, recon), expected, atol=1e-11, rtol=0)
     assert expected[0] - expected[-1] > 0.2
+    square = ((agreed[0] - agreed[1]) ** 2).mean(1)
+    np.testing.assert_allclose(metrics.mse(real, recon), square, atol=1e-13, rtol=0)
+    # the test can tell the protocol from leaving out one of its steps
+    without_256 = [np.corrcoef(x, y)[0, 1] for x, y in zip(*direct, strict=True)]
+    assert np.abs(np.subtract(without_256, expected)).max() > 1e-6
 
 
-def test_mse_equals_the_mean_square_at_256(pair):
-    a, b = (resize_as_agreed(x, 256).numpy() for x in pair)
-    expected = ((a - b) ** 2).mean((1, 2, 3))
-    np.testing.assert_allclose(metrics.mse(*pair), expected, atol=1e-7)
+def test_pixcorr_of_nearly_constant_pictures_keeps_its_digits():
+    base = np.full((1, 3, 64, 64), 0.7)
+    spot = base.copy()
+    spot[0, 0, 20, 20] += 1e-5
+    moved = base.copy()
+    moved[0, 0, 20, 22] += 1e-5
+    expected = np.corrcoef(*(resize_as_agreed(x, 256, 425).ravel() for x in (spot, moved)))[0, 1]
+    np.testing.assert_allclose(metrics.pixcorr(spot, moved), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "best"), [("pixcorr", 1), ("ssim", 1), ("mse", 0)])
