@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from scipy.stats import beta
 
-from sgdm_utils import ratings
-from sgdm_utils.ratings import RatingsError, RatingWidget, Session, make_design
+from sgdm_utils import rating_scores, rating_widget, ratings
+from sgdm_utils.rating_widget import RatingWidget
+from sgdm_utils.ratings import RatingsError, Session, make_design
 
 IDS = [f"picture{i:02}" for i in range(20)]
 SUBJECTS = ("sub-01", "sub-02", "sub-03")
@@ -252,7 +253,7 @@ def test_the_time_stamp_changes_no_score(tmp_path):
     told = answer_all(session, lambda trial: trial["trial"] % 3)
     later = told.assign(timestamp="2001-01-01T00:00:00+00:00")
     pd.testing.assert_frame_equal(
-        ratings.score_conditions(told), ratings.score_conditions(later)
+        rating_scores.score_conditions(told), rating_scores.score_conditions(later)
     )  # fmt: skip
 
 
@@ -289,7 +290,7 @@ def test_the_candidates_lie_where_the_design_says(tmp_path, pictures, made):
             ("right", pictures[right]),
             ("made", shown),
         ):
-            assert widget._views[view].value == ratings._png(picture, 16)
+            assert widget._views[view].value == rating_widget._png(picture, 16)
         widget.left.click()
 
 
@@ -330,7 +331,7 @@ def test_a_click_that_could_not_be_kept_is_told_and_stops_the_test(tmp_path, pic
 
 def test_the_interval_is_that_of_clopper_and_pearson():
     told = pd.DataFrame({"rater": "anna", "condition": "eeg", "correct": [True] * 15 + [False] * 5})
-    row = ratings.score_conditions(told).iloc[0]
+    row = rating_scores.score_conditions(told).iloc[0]
     assert (row["n"], row["value"], row["chance"]) == (20, 0.75, 0.5)
     assert row["ci_low"] == pytest.approx(beta.ppf(0.025, 15, 6))
     assert row["ci_high"] == pytest.approx(beta.ppf(0.975, 16, 5))
@@ -343,7 +344,7 @@ def test_raters_have_rows_of_their_own(tmp_path):
         answer_all(Session(design(r), tmp_path), lambda trial, r=r: r == "anna")
         for r in ("anna", "ben")
     )
-    table = ratings.score_conditions(told).set_index(["rater", "condition"])["value"]
+    table = rating_scores.score_conditions(told).set_index(["rater", "condition"])["value"]
     assert table["anna", "eeg"] == 1 and table["ben", "eeg"] == 0 and table["all", "eeg"] == 0.5
 
 
@@ -355,7 +356,7 @@ def test_a_rater_of_known_accuracy_is_recovered_within_the_interval(tmp_path):
         rng = np.random.default_rng(k)
         session = Session(trials.assign(rater=f"r{k}"), tmp_path)
         told = answer_all(session, lambda trial, rng=rng: rng.random() < 0.8)
-        row = ratings.score_conditions(told.assign(condition="eeg")).iloc[0]
+        row = rating_scores.score_conditions(told.assign(condition="eeg")).iloc[0]
         inside += row["ci_low"] <= 0.8 <= row["ci_high"]
         values.append(row["value"])
         assert row["p_value"] < 0.01
@@ -366,18 +367,18 @@ def test_a_rater_who_guesses_is_at_chance_and_lapses_are_seen(tmp_path):
     trials = design(n_items=20, n_catch=20)
     rng = np.random.default_rng(3)
     guessed = answer_all(Session(trials, tmp_path), lambda trial: rng.random() < 0.5)
-    overall = ratings.score_conditions(guessed).query("rater == 'all'")
+    overall = rating_scores.score_conditions(guessed).query("rater == 'all'")
     assert (overall["ci_low"] < 0.5).all() and (overall["ci_high"] > 0.5).all()
     assert (overall["p_value"] > 0.01).all()
-    report = ratings.catch_trials(guessed).iloc[0]
+    report = rating_scores.catch_trials(guessed).iloc[0]
     assert not report["kept"] and report["lapse_rate"] > 0.5
     awake = answer_all(
         Session(trials.assign(rater="ben"), tmp_path), lambda trial: trial["condition"] == "oracle"
     )
-    report = ratings.catch_trials(awake).iloc[0]
+    report = rating_scores.catch_trials(awake).iloc[0]
     assert report["kept"] and report["lapse_rate"] == 0
     with pytest.raises(RatingsError, match="no catch trial to judge by"):
-        ratings.catch_trials(awake.query("condition == 'eeg'"))
+        rating_scores.catch_trials(awake.query("condition == 'eeg'"))
 
 
 def answers(rater, right_eeg, right_shuffled):
@@ -393,7 +394,9 @@ def answers(rater, right_eeg, right_shuffled):
 def test_the_permutation_test_is_exact_where_it_can_be_counted():
     """Five pictures better, one worse: of 2^6 sign patterns 7 have a sum of at least 4."""
     told = answers("anna", [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1])
-    row = ratings.compare_conditions(told, ["eeg > shuffled_eeg"], np.random.default_rng(0)).iloc[0]
+    row = rating_scores.compare_conditions(
+        told, ["eeg > shuffled_eeg"], np.random.default_rng(0)
+    ).iloc[0]
     assert row["difference"] == pytest.approx(4 / 6)
     assert row["p_value"] == pytest.approx(7 / 64)
     assert (row["n_raters"], row["n_items"]) == (1, 6)
@@ -403,13 +406,17 @@ def test_raters_of_the_same_pictures_are_no_further_pictures():
     """Ten raters who copy each other are one rater: the p-value is that of the six pictures."""
     one = ([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1])
     told = pd.concat(answers(f"r{k}", *one) for k in range(10))
-    row = ratings.compare_conditions(told, ["eeg > shuffled_eeg"], np.random.default_rng(0)).iloc[0]
+    row = rating_scores.compare_conditions(
+        told, ["eeg > shuffled_eeg"], np.random.default_rng(0)
+    ).iloc[0]
     assert row["p_value"] == pytest.approx(7 / 64) and row["n_raters"] == 10
 
 
 def test_every_rater_counts_alike_however_many_pictures_they_judged():
     told = pd.concat([answers("anna", [1] * 8, [0] * 8), answers("ben", [0, 0], [0, 0])])
-    row = ratings.compare_conditions(told, ["eeg > shuffled_eeg"], np.random.default_rng(0)).iloc[0]
+    row = rating_scores.compare_conditions(
+        told, ["eeg > shuffled_eeg"], np.random.default_rng(0)
+    ).iloc[0]
     assert row["difference"] == pytest.approx((1.0 + 0.0) / 2)
 
 
@@ -420,9 +427,9 @@ def test_a_comparison_of_what_was_not_rated_is_refused():
         with pytest.raises(
             RatingsError, match="with conditions that were rated: eeg, shuffled_eeg"
         ):
-            ratings.compare_conditions(told, [wrong], rng)
+            rating_scores.compare_conditions(told, [wrong], rng)
     with pytest.raises(RatingsError, match="fewer than two pictures"):
-        ratings.compare_conditions(answers("anna", [1], [0]), ["eeg > shuffled_eeg"], rng)
+        rating_scores.compare_conditions(answers("anna", [1], [0]), ["eeg > shuffled_eeg"], rng)
 
 
 def test_holm_runs_over_conditions_and_comparisons_together():
@@ -430,7 +437,7 @@ def test_holm_runs_over_conditions_and_comparisons_together():
         {"rater": ["all", "all", "anna"], "condition": ["eeg", "oracle", "eeg"], "p_value": [0.01, 0, 1]}
     )  # fmt: skip
     compared = pd.DataFrame({"comparison": ["eeg > shuffled_eeg"], "p_value": [0.04]})
-    table = ratings.family(scores, compared, ["eeg"])
+    table = rating_scores.family(scores, compared, ["eeg"])
     assert table["test"].tolist() == ["eeg > 0.5", "eeg > shuffled_eeg"]
     assert table["p_holm"].tolist() == pytest.approx([0.02, 0.04])
 
@@ -440,7 +447,7 @@ def test_the_simulated_rater_sees_what_pixels_tell(tmp_path, pictures, made):
 
     def share(**how):
         rng = np.random.default_rng(0)
-        picked = ratings.simulated_rater(trials, pictures, made, rng, **how)
+        picked = rating_scores.simulated_rater(trials, pictures, made, rng, **how)
         right = (trials["left"] == "image") == (np.array(picked) == "left")
         return right.groupby(trials["condition"]).mean()
 
@@ -449,11 +456,11 @@ def test_the_simulated_rater_sees_what_pixels_tell(tmp_path, pictures, made):
     assert clean["shuffled_eeg"] < 0.75  # the picture given back is neither of the two
     assert 0.3 < share(noise=1e6)["eeg"] < 0.7
     assert 0.3 < share(noise=0.0, lapse=1.0)["eeg"] < 0.7
-    assert ratings.simulated_rater(trials, pictures, made, np.random.default_rng(1)) == (
-        ratings.simulated_rater(trials, pictures, made, np.random.default_rng(1))
+    assert rating_scores.simulated_rater(trials, pictures, made, np.random.default_rng(1)) == (
+        rating_scores.simulated_rater(trials, pictures, made, np.random.default_rng(1))
     )
 
 
 def test_a_constant_reconstruction_is_like_nothing():
     flat = np.full((4, 4, 3), 7, np.uint8)
-    assert ratings._likeness(flat, np.arange(48).reshape(4, 4, 3)) == 0.0
+    assert rating_scores._likeness(flat, np.arange(48).reshape(4, 4, 3)) == 0.0

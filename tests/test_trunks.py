@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torchvision import models
 from torchvision.transforms.functional import InterpolationMode, normalize, resize
 
-from sgdm_utils import licences, metrics, semantics, trunks
+from sgdm_utils import licences, metric_suite, metrics, semantics, trunks
 
 N_FEATURES = {
     "alexnet_2": 192 * 31 * 31,  # at 256 pixels
@@ -240,6 +240,43 @@ def test_names_and_addresses_are_those_of_the_publishers():
     for spec in trunks.TRUNKS.values():
         assert spec.url.endswith(f"/{spec.file}")
         assert spec.sha256 in spec.url
+
+
+@pytest.mark.parametrize("name", list(trunks.TRUNKS))
+def test_every_trunk_has_one_entry_in_the_catalogue_that_says_the_same(name):
+    spec, catalogue = trunks.TRUNKS[name], licences.load_catalogue()
+    (found,) = [(e, f) for e in catalogue.values() for f in e.files if f.path == spec.file]
+    entry, file = found
+    assert entry.kind == "weights" and file.url == spec.url
+    known = file.sha256 or file.sha256_prefix or ""
+    assert known == spec.sha256, "both as far as the publisher has told it"
+    if "download.pytorch.org" in spec.url:  # trained on ImageNet, whose terms torchvision points at
+        assert entry.licence == "BSD-3-Clause" and "ImageNet" in entry.licence_text
+
+
+def test_every_group_of_metrics_has_its_weights_in_the_catalogue():
+    files = {f.path for e in licences.load_catalogue().values() for f in e.files}
+    groups = {spec.group for spec in metric_suite.METRICS} - {"pixels"}
+    named = {name: spec.file for name, spec in trunks.TRUNKS.items()}
+    named |= {f"lpips_{net}": file for net, file in metrics.LPIPS_CACHE_FILES.items()}
+    assert groups <= set(named), "a group of metrics whose weights this test does not know"
+    assert set(named.values()) <= files
+
+
+def test_what_is_not_free_must_be_accepted():
+    catalogue = licences.load_catalogue()
+    swav = catalogue["weights_swav_resnet50"]
+    assert swav.licence == "CC-BY-NC-4.0" and swav.must_accept
+    with pytest.raises(licences.LicenceError, match="CC-BY-NC-4.0(.|\n)*Use commercially"):
+        licences.require_licence(swav, "")
+    licences.require_licence(swav, "CC-BY-NC-4.0")
+    for name in ("inception_v3", "efficientnet_b1", "openai_clip_vit_l_14", "lpips_vgg16"):
+        licences.require_licence(catalogue[f"weights_{name}"], "")
+
+
+def test_the_message_about_missing_weights_names_the_entry(offline):
+    with pytest.raises(metrics.WeightsNotAvailable, match="weights_swav_resnet50 in data/lic"):
+        trunks.find_weights(trunks.TRUNKS["swav_resnet50"])
 
 
 @pytest.mark.parametrize("name", list(trunks.TRUNKS))
