@@ -15,7 +15,7 @@ CODE := sgdm_utils tests tools $(wildcard notebooks)
 STRIP := $(PY) -m nbstripout --keep-output --keep-count \
 	--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
 
-.PHONY: help demo smoke study evaluate experiments test lint unit notebooks-test benchmark lab report notebooks lock clean environment
+.PHONY: help demo smoke study seeds evaluate experiments test lint unit notebooks-test benchmark lab report notebooks lock clean environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,10 @@ $(PY) -m snakemake --profile config/profiles/local --config study=$(STUDY) \
 	echo "  snakemake --cores 1 --config study=$(STUDY)" >&2; exit 1; }
 $(PY) -c "from sgdm_utils import paths; print('Report:', paths.report_dir('$(STUDY)') / 'index.html')"
 endef
+
+seeds: environment ## train with the extra seeds of a study, too, and split the variance: make seeds STUDY=demo
+	$(PY) -m snakemake --profile config/profiles/local --config study=$(STUDY) extra_seeds=true
+	$(PY) -m sgdm_utils.run experiments/20_seeds --study $(STUDY) --seed $(SEED)
 
 evaluate: environment ## score the stored reconstructions of a study anew: make evaluate STUDY=demo SEED=0
 	$(PY) -m sgdm_utils.run 06_evaluation --study $(STUDY) --seed $(SEED)

@@ -2,6 +2,7 @@
 #
 #   snakemake --cores 1 --config study=demo          run what is missing or out of date
 #   snakemake --cores 1 --config study=demo -n       show what would run, and why
+#   snakemake --cores 1 --config study=demo extra_seeds=true    train with the extra seeds, too
 #   snakemake --profile config/profiles/slurm ...    the same on a cluster
 #
 # A step runs again when its notebook, a helper module that the notebook imports, the locked packages or a
@@ -31,7 +32,7 @@ THREADS = " ".join(
 
 try:
     STUDY = study_config.load(str(config.get("study", "demo")))
-    PLAN = study_config.plan(STUDY)
+    PLAN = study_config.plan(STUDY, extra_seeds=bool(config.get("extra_seeds", False)))
     PARAMETERS = {step: study_config.resolve(STUDY, step) for step in PLAN}
 except study_config.ConfigError as error:
     sys.exit(f"{error}")  # written to stderr also where the engine was told to be quiet
@@ -68,7 +69,7 @@ rule all:
     default_target: True
     input:
         [content(step) for step in PLAN],
-        page(PLAN[-1]),
+        page(next(step for step in reversed(PLAN) if step.seed not in STUDY.extra_seeds)),
 
 
 for step in PLAN:

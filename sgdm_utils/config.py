@@ -46,6 +46,8 @@ class StudyConfig:
         The file it was read from.
     until : str
         Last notebook of the plan.
+    extra_seeds : tuple of int
+        Training seeds that are run on request only, to see how much the training decides.
     """
 
     study: str
@@ -54,6 +56,12 @@ class StudyConfig:
     notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
     path: Path = Path()
     until: str = "99"
+    extra_seeds: tuple[int, ...] = ()
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds of the plan and those on request."""
+        return (*self.seeds, *self.extra_seeds)
 
 
 @dataclass(frozen=True)
@@ -141,9 +149,11 @@ def load(study: str) -> StudyConfig:
         there = [stage.notebook for stage in paths.STAGES.values()]
         problem = f"until: {_suggest(until, there, 'notebooks')}"
         raise ConfigError(f"{paths.relative(path)} cannot be used:\n  {problem}")
-    return StudyConfig(
-        study, tuple(content["subjects"]), tuple(content["seeds"]), sections, path, until
-    )
+    seeds, extra = (tuple(content.get(name, ())) for name in ("seeds", "extra_seeds"))
+    if twice := sorted({*seeds} & {*extra}):
+        problem = f"extra_seeds: {twice[0]} is one of seeds already"
+        raise ConfigError(f"{paths.relative(path)} cannot be used:\n  {problem}")
+    return StudyConfig(study, tuple(content["subjects"]), seeds, sections, path, until, extra)
 
 
 def studies() -> list[str]:
@@ -151,11 +161,20 @@ def studies() -> list[str]:
     return sorted(path.stem for path in paths.config_dir().glob("*.yaml"))
 
 
-def plan(config: StudyConfig) -> list[Step]:
-    """Return every execution the study consists of, in an order in which they can run."""
+def plan(config: StudyConfig, extra_seeds: bool = False) -> list[Step]:
+    """Return every execution the study consists of, in an order in which they can run.
+
+    Parameters
+    ----------
+    config : StudyConfig
+    extra_seeds : bool
+        Train with the extra seeds as well. They end with the evaluation: the page shows one seed.
+    """
     steps = []
-    for seed in (None, *config.seeds):
+    for seed in (None, *(config.all_seeds if extra_seeds else config.seeds)):
         for stage in paths.STAGES.values():
+            if seed in config.extra_seeds and stage.name == "report":
+                continue
             if stage.per_seed == (seed is not None) and stage.notebook <= config.until:
                 subjects = config.subjects if stage.per_subject else (None,)
                 steps += [
@@ -182,7 +201,7 @@ def step(
     per_subject = stage.per_subject if stage else "subject" in names
     per_seed = stage.per_seed if stage else "seed" in names
     _check_choice(notebook, "subject", subject, config.subjects if per_subject else None, config)
-    _check_choice(notebook, "seed", seed, config.seeds if per_seed else None, config)
+    _check_choice(notebook, "seed", seed, config.all_seeds if per_seed else None, config)
     name = stage.name if stage else Path(notebook).name
     return Step(config.study, notebook, name, subject, seed)
 

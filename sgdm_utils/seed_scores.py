@@ -64,8 +64,19 @@ class SeedRuns:
 
 
 def wanted_seeds(study: str, seeds: Sequence[int] = ()) -> tuple[int, ...]:
-    """Seeds to read: those given, or those that ``config/<study>.yaml`` declares, rising."""
-    chosen = tuple(seeds) or config.load(study).seeds
+    """Seeds to read, rising: those given, or what ``config/<study>.yaml`` declares.
+
+    Of the extra seeds, which run on request only, those are taken that have been evaluated.
+    """
+    chosen = tuple(seeds)
+    if not chosen:
+        declared = config.load(study)
+        extra = [
+            seed
+            for seed in declared.extra_seeds
+            if (paths.stage_dir(study, paths.JOINT, READ[-1], seed) / "manifest.json").is_file()
+        ]
+        chosen = (*declared.seeds, *extra)
     if len(set(chosen)) < len(chosen) or min(chosen) < 0:
         raise ValueError(f"seeds={list(chosen)}: give each seed once, none negative")
     return tuple(sorted(chosen))
@@ -186,16 +197,15 @@ def _require(study: str, seeds: Sequence[int]) -> None:
         *(f"  {command}" for commands in lacking.values() for command in commands),
     ]
     try:
-        declared = config.load(study).seeds
+        declared = config.load(study).all_seeds
     except config.ConfigError:  # results without a configuration: nothing to say about it
         declared = tuple(seeds)
     if undeclared := [seed for seed in lacking if seed not in declared]:
         lines.append(
-            f"Before that, write seeds: {sorted({*declared, *undeclared})} instead of "
-            f"{list(declared)} into config/{study}.yaml: seeds that a study does not declare are "
-            "not run"
+            f"Before that, add {_listed(undeclared)} to extra_seeds in config/{study}.yaml: seeds that a "
+            "study does not declare are not run"
         )
-    lines.append(f"All of it in one: make study STUDY={study}")
+    lines.append(f"All of it in one: make seeds STUDY={study}")
     if there:
         lines.append(
             f"To go on without: seeds: {there} in the section experiments/20_seeds of "

@@ -20,6 +20,11 @@ from sgdm_utils.tables import COLUMNS, TableError, read_table, write_table
 SEED_KEY = ("study", "seed")
 
 
+def of_seed(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Rows of one training seed, and those that depend on none."""
+    return table[table["seed"].isna() | (table["seed"] == seed)].reset_index(drop=True)
+
+
 def replace_seeds(old: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
     """Put the rows of a run into a table that may hold those of other seeds.
 

@@ -97,7 +97,7 @@ class FakeProject:
         package.mkdir(parents=True)
         for name in (
             *("__init__", "atomic", "config", "digests", "machine", "manifests", "parameters"),
-            *("paths", "progress", "provenance", "run"),
+            *("paths", "progress", "provenance", "run", "schemas"),
         ):
             shutil.copy(ROOT / "sgdm_utils" / f"{name}.py", package)
         self.write_helper("len(values)")

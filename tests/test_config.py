@@ -77,6 +77,18 @@ def test_the_plan_is_every_notebook_for_every_subject_and_seed_in_order(project)
     assert steps[-1].executed.name == "joint_seed-3_07_figures.ipynb"
 
 
+def test_extra_seeds_run_on_request_only_and_end_with_the_evaluation(project):
+    plain = config.plan(config.load("mine"))
+    project("extra_seeds: [5]\n")
+    mine = config.load("mine")
+    assert config.plan(mine) == plain
+    added = config.plan(mine, extra_seeds=True)[len(plain) :]
+    assert [(s.notebook[:2], s.seed) for s in added] == [(f"0{n}", 5) for n in range(2, 7)]
+    assert config.step(mine, "06_evaluation", seed=5) == added[-1]
+    project("extra_seeds: [3, 5]\n")
+    assert "extra_seeds: 3 is one of seeds already" in refusal()
+
+
 def test_values_come_from_defaults_then_configuration_then_plan(project):
     project(section("{snr: 2, limit: 5, keep: {trial_type: [face]}}"))
     study = config.load("mine")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 
-from sgdm_utils import paths, tables
+import pandas as pd
+
+from sgdm_utils import config, paths, seed_tables, tables
 
 BEGIN, END = "<!-- results: begin (computed by tools/fill_readme.py) -->", "<!-- results: end -->"
 ROWS = {
@@ -45,9 +47,14 @@ def cell(row) -> str:
 
 
 def results(study: str = "demo") -> str:
-    """The Markdown between the markers."""
+    """The Markdown between the markers: the study's first seed, like its page."""
     folder = paths.report_dir(study) / "tables"
-    made = tables.read_table(folder / "reconstruction.csv")
+    seed = config.load(study).seeds[0]
+
+    def table(name: str) -> pd.DataFrame:
+        return seed_tables.of_seed(tables.read_table(folder / f"{name}.csv"), seed)
+
+    made = table("reconstruction")
     made = made[made["subject"] == "all"]
     n = int(made["n"].max())
     lines = [
@@ -61,7 +68,7 @@ def results(study: str = "demo") -> str:
     chances = [made.loc[made["metric"] == m, "chance"].dropna().iloc[:1].tolist() for m in METRICS]
     shown = " | ".join(f"{c[0]:.2f}" if c else "-" for c in chances)
     lines.append(f"| *chance* | {shown} |")
-    found = tables.read_table(folder / "retrieval.csv")
+    found = table("retrieval")
     top = found[(found["metric"] == "top1") & (found["condition"] == "eeg")]
     parts = []
     for model, label in (
@@ -77,16 +84,16 @@ def results(study: str = "demo") -> str:
     lines += [
         "",
         f"Simulated recording, {top['subject'].nunique()} subjects, n = {n} (subject, picture) pairs at "
-        f"most, seed {int(made['seed'].dropna().iloc[0])}, 95 % bootstrap intervals. Finding the seen "
+        f"most, seed {seed}, 95 % bootstrap intervals. Finding the seen "
         f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): {'; '.join(parts)}.",
     ]
-    cost = tables.read_table(folder / "runtime.csv")
+    cost = table("runtime")
     wall = cost.loc[cost["metric"] == "wall_s", "value"].sum() / 60
     peak = cost.loc[cost["metric"] == "peak_rss_mb", "value"].max() / 1024
     lines += [
         "",
-        f"The run behind these numbers took {wall:.0f} minutes from 00 to 06 and at most {peak:.1f} GB, "
-        "on two cores that other jobs used at the same time (`reports/demo/tables/runtime.csv`).",
+        f"The notebooks 00 to 06 behind these numbers took {wall:.0f} minutes, one after the other, and at most "
+        f"{peak:.1f} GB, on two cores (`reports/demo/tables/runtime.csv`).",
     ]
     return "\n".join(lines)
 
