@@ -64,7 +64,7 @@ class Options:
     drop_structure: float = 0.25
     drop_category: float = 0.5
     snr_gamma: float = 0.0
-    doubtful_share: float = 0.5
+    doubtful_share: float = 0.0
 
 
 def write_inputs(
