@@ -230,6 +230,12 @@ def test_a_bad_row_leaves_the_table_as_it_was(tmp_path):
     assert path.read_text() == "broken\n"
 
 
+def test_the_rows_of_one_seed_keep_those_that_depend_on_none():
+    rows = pd.DataFrame({"seed": [None, 0, 1, 0, 2], "value": [1.0, 2.0, 3.0, 4.0, 5.0]})
+    assert seed_tables.of_seed(rows, 0)["value"].tolist() == [1.0, 2.0, 4.0]
+    assert seed_tables.of_seed(rows, 7)["value"].tolist() == [1.0]
+
+
 def test_other_tables_with_study_and_seed_are_merged_as_frames():
     old = pd.DataFrame({"comparison": ["a > b"] * 2, "study": "demo", "seed": [0, 1], "p": [1, 2]})
     new = pd.DataFrame({"comparison": ["a > b"], "study": ["demo"], "seed": [0], "p": [3]})
