@@ -87,6 +87,19 @@ def results(study: str = "demo") -> str:
         f"most, seed {seed}, 95 % bootstrap intervals. Finding the seen "
         f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): {'; '.join(parts)}.",
     ]
+    every = tables.read_table(folder / "reconstruction.csv")
+    every = every[(every["subject"] == "all") & (every["condition"] == "eeg")]
+    if every["seed"].nunique() > 1:
+        own = every.sort_values("seed").groupby("metric")["value"]
+        told = [
+            f"{label} {', '.join(f'{v:.2f}' for v in own.get_group(metric))}"
+            for metric, label in METRICS.items()
+        ]
+        listing = ", ".join(str(int(s)) for s in sorted(every["seed"].unique()))
+        lines += [
+            "",
+            f"The EEG row with the training seeds {listing}: {'; '.join(told)} (`20_seeds`).",
+        ]
     cost = table("runtime")
     wall = cost.loc[cost["metric"] == "wall_s", "value"].sum() / 60
     peak = cost.loc[cost["metric"] == "peak_rss_mb", "value"].max() / 1024
