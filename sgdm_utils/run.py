@@ -82,6 +82,10 @@ def execute(config: StudyConfig, step: Step) -> Path:
                 progress_bar=False,
                 cwd=str(source.parent),
                 progress=progress,
+                # Results are written when the last cell ends, and waiting for a kernel with torch
+                # to take itself apart would add two seconds. Preprocessing has scratch files,
+                # which its kernel removes in the end.
+                shutdown_kernel="graceful" if step.subject else "immediate",
                 # ipykernel warns about its unencrypted connection, which never leaves this machine
                 extra_arguments=["--IPKernelApp.log_level=40"],
             )

@@ -279,8 +279,9 @@ def part_iou(predicted: ArrayLike, target: ArrayLike) -> np.ndarray:
         raise ValueError(
             f"target: maps {np.flatnonzero(empty)[:8].tolist()} hold no tan; leave them out"
         )
-    a = np.stack([predicted == k for k in range(1, N_PARTS)], 1).reshape(len(target), 7, -1)
-    b = np.stack([target == k for k in range(1, N_PARTS)], 1).reshape(len(target), 7, -1)
+    flat = (len(target), 7, target.shape[1] * target.shape[2])  # also of no figure at all
+    a = np.stack([predicted == k for k in range(1, N_PARTS)], 1).reshape(flat)
+    b = np.stack([target == k for k in range(1, N_PARTS)], 1).reshape(flat)
     both = a.astype(np.float32) @ b.astype(np.float32).transpose(0, 2, 1)  # (n, 7, 7) pixels
     union = a.sum(2)[:, :, None] + b.sum(2)[:, None] - both
     score = np.where(union == 0, 1.0, both / np.maximum(union, 1)).astype(np.float64)

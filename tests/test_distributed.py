@@ -431,7 +431,7 @@ def test_the_loss_is_that_of_notebook_05(inputs, tmp_path, snr_gamma):
     exec(functions, names)
     names["doubts"] = tuple(names[n] for n in ("random_levels", "random_levels", "random_evidence"))
     names["generator"] = torch.Generator().manual_seed(7)
-    job = diffusion_job(inputs, tmp_path, snr_gamma=snr_gamma)
+    job = diffusion_job(inputs, tmp_path, snr_gamma=snr_gamma, doubtful_share=0.5)
     task, generator = diffusion_task.build(job, torch.device("cpu")), torch.Generator()
     generator.manual_seed(7)
     for _ in range(3):  # the generators must be in step after a batch, too

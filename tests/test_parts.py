@@ -237,3 +237,8 @@ def test_part_iou_refuses_what_cannot_be_scored(pieces):
         structure.part_iou(true.astype(float), true)
     with pytest.raises(ValueError, match="target: labels outside 0 to 7"):
         structure.part_iou(true, true + 3)
+
+
+def test_a_study_without_tangrams_has_no_part_scores():
+    none = np.zeros((0, 8, 8), np.uint8)
+    assert structure.part_iou(none, none).shape == (0,)
