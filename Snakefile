@@ -20,8 +20,8 @@ workdir: str(paths.project_root())
 
 PYTHON = shlex.quote(sys.executable)
 TRAINING = {"encoder_pretrained", "encoder", "structure", "pipeline"}
-# The engine tells every job to compute with as many threads as its rule has, which is one. Here a notebook
-# uses what it finds, or what these variables said before the engine started.
+# The engine would tell every job to compute with as many threads as its rule has. Here a notebook uses what it
+# finds, or what these variables said before the engine started.
 THREADS = " ".join(
     f"export {name}={shlex.quote(os.environ[name])};" if name in os.environ else f"unset {name};"
     for name in (
@@ -29,6 +29,9 @@ THREADS = " ".join(
         *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
     )
 )
+# People are prepared side by side. A training counts as two cores, so that on a laptop it has the machine,
+# unless it was told to compute with fewer threads.
+CORES = int(os.environ.get("OMP_NUM_THREADS", "2").split(",")[0] or 2)
 
 try:
     STUDY = study_config.load(str(config.get("study", "demo")))
@@ -49,12 +52,11 @@ def content(step):
 
 
 def earlier(step):
-    """What a step may read: the stages before it, of its own subject and seed where it has one."""
-    order = list(paths.STAGES)
+    """What a step reads: results of its own subject and seed, where it has one."""
     return [
         content(other)
         for other in PLAN
-        if order.index(other.stage) < order.index(step.stage)
+        if other.stage in paths.STAGES[step.stage].reads
         and (None in (step.subject, other.subject) or step.subject == other.subject)
         and other.seed in (None, step.seed)
     ]
@@ -91,7 +93,7 @@ for step in PLAN:
             code=digests.notebook_code_digest(step.notebook),
             parameters=study_config.parameters_digest(STUDY, step),
             command=step.command.removeprefix("python "),
-        threads: 1 if step.subject else 2  # people can be prepared side by side; a training has the machine
+        threads: 1 if step.subject else CORES
         resources:
             **({"gpu": 1} if step.stage in TRAINING else {}),
         shell:

@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the chain: what it is called, which notebook writes it, what it is repeated over.
+    """One step of the chain: what it is called, what it reads, what it is repeated over.
 
     Attributes
     ----------
@@ -30,6 +30,8 @@ class Stage:
         Folder of the artifact.
     notebook : str
         Stem of the notebook that writes it.
+    reads : tuple of str
+        Names of the stages whose artifacts the notebook opens, of its own subject and seed.
     per_subject : bool
         True when there is one artifact for each subject instead of one for all.
     per_seed : bool
@@ -38,22 +40,30 @@ class Stage:
 
     name: str
     notebook: str
+    reads: tuple[str, ...] = ()
     per_subject: bool = False
     per_seed: bool = True
 
 
-#: The chain in the order in which it runs.
+_DATA = ("data",)
+_EEG = (*_DATA, "preprocessing")
+#: The chain in an order in which it can run.
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("data", "00_data", per_seed=False),
-        Stage("preprocessing", "01_preprocessing", per_subject=True, per_seed=False),
-        Stage("encoder_pretrained", "02_encoder_pretraining"),
-        Stage("encoder", "03_contrastive_alignment"),
-        Stage("structure", "04_structure_decoding"),
-        Stage("pipeline", "05_diffusion_training"),
-        Stage("reconstructions", "06_evaluation"),
-        Stage("report", "07_figures"),
+        Stage("preprocessing", "01_preprocessing", _DATA, per_subject=True, per_seed=False),
+        Stage("encoder_pretrained", "02_encoder_pretraining", _EEG),
+        Stage("encoder", "03_contrastive_alignment", (*_EEG, "encoder_pretrained")),
+        Stage("structure", "04_structure_decoding", (*_EEG, "encoder_pretrained")),
+        Stage("pipeline", "05_diffusion_training", (*_EEG, "encoder", "structure")),
+        # the audits open everything
+        Stage(
+            "reconstructions",
+            "06_evaluation",
+            (*_EEG, "encoder_pretrained", "encoder", "structure", "pipeline"),
+        ),
+        Stage("report", "07_figures", (*_EEG, "reconstructions")),
     )
 }
 

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sgdm_utils import config as study_config
@@ -48,8 +49,8 @@ def execute(config: StudyConfig, step: Step) -> Path:
     NotebookFailed
         When a cell failed; the executed copy with the traceback is kept.
     """
-    import nbformat  # these two take a second, which --list and refusals need not wait for
-    import papermill
+    papermill = _papermill()  # takes a second, which --list and refusals need not wait for
+    import nbformat
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -144,6 +145,26 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; results of earlier notebooks are kept", file=sys.stderr)
         return 130
     return 0
+
+
+def _papermill() -> ModuleType:
+    """The package papermill.
+
+    It imports jsonschema, which builds a grammar of international internet addresses on import and
+    takes a second for it, before each notebook of a study. No notebook's schema asks for such
+    addresses, so the grammar stays out; jsonschema does without, as where it is not installed.
+    """
+    grammar = "rfc3987_syntax"
+    if grammar in sys.modules:
+        import papermill
+
+        return papermill
+    sys.modules[grammar] = None  # an import of it fails, which jsonschema is prepared for
+    try:
+        import papermill
+    finally:
+        del sys.modules[grammar]
+    return papermill
 
 
 def _register_engine() -> None:

@@ -36,7 +36,6 @@ page.write_text("<h1>done</h1>")"""
 
 def notebook(stage: paths.Stage) -> nbformat.NotebookNode:
     """Return the tiny notebook of one stage."""
-    previous = [s for s in paths.STAGES.values() if s.notebook < stage.notebook]
     names = [line.split(":")[0] for line in _PARAMETERS.get(stage.notebook, _LATER).splitlines()]
     who = "subject" if stage.per_subject else '"joint"'
     seed = "seed" if stage.per_seed else "None"
@@ -48,7 +47,7 @@ def notebook(stage: paths.Stage) -> nbformat.NotebookNode:
         )
         read += "".join(
             f'\ninputs.append(provenance.read_artifact(study, "joint", "{s.name}", seed))'
-            for s in previous
+            for s in map(paths.STAGES.get, stage.reads)
             if s.per_seed
         )
     write = (

@@ -224,6 +224,11 @@ def test_the_graph_follows_what_can_change_a_number_and_nothing_else(complete):
     done = complete.snakemake("--quiet", "all")
     later = ["06_evaluation seed 0", "07_figures seed 0"]
     assert (done.returncode, ran(done)) == (0, later), done.stderr
+    # the structure does not read the alignment, so another alignment leaves it alone
+    complete.write_config("{03_contrastive_alignment: {rate: 0.25}, 06_evaluation: {rate: 0.25}}")
+    done = complete.snakemake("--quiet", "all")
+    later = ["03_contrastive_alignment seed 0", "05_diffusion_training seed 0", *later]
+    assert (done.returncode, ran(done)) == (0, later), done.stderr
     complete.write_helper("len(values) + 1")
     done = complete.snakemake("--quiet", "all", "--until", "01_preprocessing_sub-02")
     assert (done.returncode, ran(done)) == (0, ["00_data", "01_preprocessing sub-02"])

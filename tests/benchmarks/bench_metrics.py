@@ -131,6 +131,7 @@ def results(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
+@pytest.mark.timeout(0)  # as long as the pictures asked for take
 def test_full_suite(tmp_path, results):
     weights = write_weights(tmp_path / "weights")
     tables = []
@@ -146,6 +147,7 @@ def test_full_suite(tmp_path, results):
             table = pd.DataFrame(json.loads(done.stdout.splitlines()[-1]))
             cells = dict(pictures=n, samples=SAMPLES, precision=precision)
             tables.append(table.assign(**cells, cores=machine.n_threads()))
+            print(f"\n{tables[-1].round(2).to_string(index=False)}", flush=True)
     table = pd.concat(tables, ignore_index=True).round({"seconds": 2, "peak_gb": 2})
     path = results / "metrics.csv"
     with atomic_file(path) as part:
