@@ -29,7 +29,7 @@ demo: environment ## run notebooks 00 to 07 on the simulated recording and print
 smoke: STUDY = smoke
 smoke: RESOURCES := --resources gpu=2
 smoke: export OMP_NUM_THREADS = 1
-smoke: environment ## run the same chain in a few minutes; its numbers mean nothing
+smoke: environment ## run the same chain in two minutes; its numbers mean nothing
 	@$(run-study)
 
 study: environment ## run the study that a file in config/ describes: make study STUDY=my_bids
