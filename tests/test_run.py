@@ -234,6 +234,36 @@ def test_the_graph_follows_what_can_change_a_number_and_nothing_else(complete):
     assert (done.returncode, ran(done)) == (0, ["00_data", "01_preprocessing sub-02"])
 
 
+@pytest.mark.parametrize("threads, together", [("1", True), ("2", False)])
+def test_trainings_that_leave_a_core_free_run_side_by_side(
+    complete, monkeypatch, threads, together
+):
+    """What smoke saves its time with: alignment and structure do not read one another."""
+    meet = """
+import time
+from pathlib import Path
+here, other = (Path("..") / name for name in ({here!r}, {other!r}))
+here.touch()
+end = time.monotonic() + {patience}
+while not (met := other.exists()) and time.monotonic() < end:
+    time.sleep(0.05)
+if not met: here.unlink()
+assert met == {together}
+values ="""
+    names = ["03_contrastive_alignment", "04_structure_decoding"]
+    for here, other in (names, names[::-1]):
+        cell = meet.format(
+            here=here, other=other, together=together, patience=60 if together else 3
+        )
+        complete.edit_notebook(here, "values =", cell.strip())
+    environment = complete.environment() | {"OMP_NUM_THREADS": threads}
+    monkeypatch.setattr(FakeProject, "environment", lambda self: environment)
+    wanted = ["--until", *(f"{name}_seed0" for name in names)]
+    done = complete.snakemake("--quiet", "all", "--cores", "2", "--resources", "gpu=2", *wanted)
+    assert done.returncode == 0, done.stderr
+    assert sorted(ran(done)) == [f"{name} seed 0" for name in names]
+
+
 def test_a_failing_notebook_stops_the_graph_keeps_the_old_result_and_runs_again(complete):
     old = (complete.artifact("joint", "structure", 0) / "manifest.json").read_text()
     complete.edit_notebook("04_structure_decoding", "values =", 'assert 0, "no lines"\nvalues =')
