@@ -94,6 +94,7 @@ for step in PLAN:
             parameters=study_config.parameters_digest(STUDY, step),
             command=step.command.removeprefix("python "),
         threads: 1 if step.subject else CORES
+        priority: -list(paths.STAGES).index(step.stage)  # among those that can run, in the order of their numbers
         resources:
             **({"gpu": 1} if step.stage in TRAINING else {}),
         shell:

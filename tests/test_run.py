@@ -31,7 +31,8 @@ def finished(tmp_path_factory):
     project = FakeProject.create(tmp_path_factory.mktemp("project"))
     done = project.snakemake("--quiet", "all")
     assert done.returncode == 0, done.stderr
-    assert ran(done)[0] == "00_data" and ran(done)[-1] == "07_figures seed 0"
+    numbers = [name[:2] for name in ran(done)]
+    assert numbers == ["00", "01", "01", "02", "03", "04", "05", "06", "07"]
     return project
 
 
