@@ -194,7 +194,7 @@ def _in_16_bits(network: nn.Module) -> nn.Module:
     """Change the large weights of a network to bfloat16, in place; norms keep their 32 bits.
 
     Autocast alone would turn them anew for each batch, and worse: the first product of torch's
-    attention then copies its weight for every row. That made a ViT-L/14 thirty times slower in
+    attention then copies its weight for every row. That made a ViT-L/14 thirteen times slower in
     16 bits than it is in 32 (torch 2.15 on a processor).
     """
     heavy = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
