@@ -25,7 +25,8 @@ demo: STUDY = demo
 demo: environment ## run notebooks 00 to 07 on the simulated recording and print where the report is
 	@$(run-study)
 
-# Its trainings are so small that two with one thread each are faster than one after the other with two.
+# Its trainings are so small that two with one thread each, on one card if there is one, are faster than one after
+# the other with two.
 smoke: STUDY = smoke
 smoke: RESOURCES := --resources gpu=2
 smoke: export OMP_NUM_THREADS = 1

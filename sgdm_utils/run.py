@@ -155,15 +155,12 @@ def _papermill() -> ModuleType:
     addresses, so the grammar stays out; jsonschema does without, as where it is not installed.
     """
     grammar = "rfc3987_syntax"
-    if grammar in sys.modules:
-        import papermill
-
-        return papermill
-    sys.modules[grammar] = None  # an import of it fails, which jsonschema is prepared for
+    loaded = sys.modules.setdefault(grammar, None)  # importing None fails, jsonschema expects that
     try:
         import papermill
     finally:
-        del sys.modules[grammar]
+        if loaded is None:
+            del sys.modules[grammar]
     return papermill
 
 

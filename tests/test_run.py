@@ -164,6 +164,17 @@ def test_a_parameter_that_does_not_fit_is_refused_by_runner_and_graph(project, v
     assert not (project.root / "reports").exists()
 
 
+def test_papermill_comes_without_the_grammar_of_addresses(project):
+    """It would take a second before each notebook; jsonschema still loads it for who asks later."""
+    code = (
+        "import sys; from sgdm_utils import run; run._papermill(); "
+        "assert 'jsonschema' in sys.modules and 'rfc3987_syntax' not in sys.modules; "
+        "import rfc3987_syntax"
+    )
+    done = project.python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_plan_is_listed(project):
     project.write_config(seeds="[0, 1]")
     lines = project.run("--list").stdout.splitlines()

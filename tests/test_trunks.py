@@ -202,7 +202,7 @@ def test_clip_equals_open_clip(offline, pictures, tiny_clip):
 
 
 def test_clip_in_16_bits_holds_its_weights_so(offline, pictures, tiny_clip):
-    """Turned anew by autocast, torch's attention copies them for every row: 30 times slower than so."""
+    """Turned anew by autocast, torch's attention copies them for every row."""
     path = offline / "clip.safetensors"
     save_file(tiny_clip.state_dict(), path)
     before = tiny_clip.visual.proj.detach().clone()

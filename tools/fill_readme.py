@@ -102,7 +102,7 @@ def results(study: str = "demo") -> str:
         ]
     cost = table("runtime")
     wall = cost.loc[cost["metric"] == "wall_s", "value"].sum() / 60
-    peak = cost.loc[cost["metric"] == "peak_rss_mb", "value"].max() / 1024
+    peak = cost.loc[cost["metric"] == "peak_rss_mb", "value"].max() / 1000
     lines += [
         "",
         f"The notebooks 00 to 06 behind these numbers took {wall:.0f} minutes, one after the other, and at most "
