@@ -63,15 +63,17 @@ def earlier(step):
 
 
 def page(step):
-    """The page that the last step writes beside its artifact."""
-    return [paths.relative(paths.report_dir(STUDY.study) / "index.html")] if step.stage == "report" else []
+    """The page that the last step of each seed writes beside its artifact."""
+    if step.stage != "report":
+        return []
+    return [paths.relative(study_config.page_dir(STUDY, step.seed) / "index.html")]
 
 
 rule all:
     default_target: True
     input:
         [content(step) for step in PLAN],
-        page(next(step for step in reversed(PLAN) if step.seed not in STUDY.extra_seeds)),
+        [made for step in PLAN for made in page(step)],
 
 
 for step in PLAN:

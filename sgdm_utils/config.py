@@ -168,7 +168,8 @@ def plan(config: StudyConfig, extra_seeds: bool = False) -> list[Step]:
     ----------
     config : StudyConfig
     extra_seeds : bool
-        Train with the extra seeds as well. They end with the evaluation: the page shows one seed.
+        Train with the extra seeds as well. They end with the evaluation: they are compared in
+        ``20_seeds``, and a page of their own is made on request only.
     """
     steps = []
     for seed in (None, *(config.all_seeds if extra_seeds else config.seeds)):
@@ -182,6 +183,16 @@ def plan(config: StudyConfig, extra_seeds: bool = False) -> list[Step]:
                     for subject in subjects
                 ]
     return steps
+
+
+def page_dir(config: StudyConfig, seed: int) -> Path:
+    """Return the folder of the page and the figures of one training seed.
+
+    The first seed's lie in the study's report folder, where readers look; those of another seed in
+    ``seed-<n>`` below it, so that no seed's page takes the place of another's.
+    """
+    folder = paths.report_dir(config.study)
+    return folder if seed == config.seeds[0] else folder / f"seed-{seed}"
 
 
 def step(

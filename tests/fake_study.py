@@ -28,8 +28,8 @@ _READ = {
     "01_preprocessing": 'inputs = [provenance.read_artifact(study, "joint", "data")]',
 }
 _LAST_PAGE = """
-from sgdm_utils import paths
-page = paths.report_dir(study) / "index.html"
+from sgdm_utils import config
+page = config.page_dir(config.load(study), seed) / "index.html"
 page.parent.mkdir(parents=True, exist_ok=True)
 page.write_text("<h1>done</h1>")"""
 
@@ -116,11 +116,16 @@ class FakeProject:
         """Replace the module that all notebooks import."""
         self.helper.write_text(f"def numbers(values):\n    return {expression}  # {comment}\n")
 
-    def write_config(self, notebooks: str = "{}", seeds: str = "[0]", extra: str = "") -> None:
+    def write_config(
+        self,
+        notebooks: str = "{}",
+        seeds: str = "[0]",
+        extra: str = "",
+        people: str = "[sub-01, sub-02]",
+    ) -> None:
         """Replace config/demo.yaml."""
         (self.root / "config" / "demo.yaml").write_text(
-            f"study: demo\nsubjects: [sub-01, sub-02]\nseeds: {seeds}\n"
-            f"notebooks: {notebooks}\n{extra}"
+            f"study: demo\nsubjects: {people}\nseeds: {seeds}\nnotebooks: {notebooks}\n{extra}"
         )
 
     def write_notebook(self, name: str, book: nbformat.NotebookNode) -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from fake_study import FakeProject
 
+from sgdm_utils import config as study_config
 from sgdm_utils import paths
 
 
@@ -211,6 +212,49 @@ def test_the_graph_writes_every_artifact_and_then_has_nothing_to_do(complete):
     assert (complete.root / "reports/demo/index.html").is_file()
     done = complete.snakemake("--quiet", "all")
     assert (done.returncode, ran(done)) == (0, [])
+
+
+def test_every_seed_gets_a_page_of_its_own(complete):
+    complete.write_config(seeds="[0, 3]")
+    done = complete.snakemake("--quiet", "all")
+    assert done.returncode == 0, done.stderr
+    assert [name[:2] for name in ran(done)] == ["02", "03", "04", "05", "06", "07"]
+    assert (complete.root / "reports/demo/seed-3/index.html").is_file()
+    assert not (complete.root / "reports/demo/seed-0").exists()
+
+
+@pytest.mark.parametrize(
+    ("people", "seeds", "extra", "steps"),
+    [
+        ("[sub-01]", "[0]", "", 2 + 6),
+        ("[sub-01, sub-02]", "[0, 1, 2]", "", 3 + 3 * 6),
+        ("[sub-01, sub-02, sub-A3]", "[4]", "extra_seeds: [1, 2]", 4 + 6 + 2 * 5),
+        ("[sub-01]", "[5, 6]", "until: 04_structure_decoding", 2 + 2 * 3),
+    ],
+)
+def test_the_graph_plans_every_shape_of_a_study(project, people, seeds, extra, steps):
+    project.write_config(seeds=seeds, extra=extra, people=people)
+    done = project.snakemake("--dry-run", "--config", "study=demo", "extra_seeds=true")
+    assert done.returncode == 0, done.stderr
+    planned = re.findall(r"^total +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
+    assert int(planned[0]) == steps + 1  # "all" is a job, too
+
+
+@pytest.mark.parametrize("study", study_config.studies())
+def test_the_graph_plans_every_committed_study(study, tmp_path):
+    environment = os.environ | {
+        "SGDM_DATA": str(tmp_path / "d"),
+        "SGDM_REPORTS": str(tmp_path / "r"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--nolock",
+         "--config", f"study={study}"],
+        cwd=paths.project_root(), env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    n_steps = len(study_config.plan(study_config.load(study)))
+    planned = re.findall(r"^total +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
+    assert int(planned[0]) == n_steps + 1  # "all" is a job, too
 
 
 @pytest.mark.parametrize("threads", ["3", None])
