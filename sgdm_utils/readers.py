@@ -18,7 +18,6 @@ import pandas as pd
 
 from sgdm_utils import (
     alljoined,
-    block_designs,
     datasets,
     events,
     kilogram,
@@ -67,20 +66,49 @@ FORMS: dict[str, Form] = {
     "alljoined_edf": Form(alljoined, "continuous", "image_set", "Alljoined-1.6M, EDF blocks"),
     "alljoined_flat": Form(alljoined, "epochs", "image_set", "Alljoined-1.6M, flat epochs"),
     "kilogram": Form(kilogram, "continuous", "stimuli", "tangrams of KiloGram with EEG in BIDS"),
-    "perceivelab": Form(block_designs, "epochs", "", "perceivelab, refused: block design"),
-    "eeg_imagenet": Form(block_designs, "epochs", "", "EEG-ImageNet, refused: block design"),
+}
+#: Known by name and refused: all pictures of a class were shown in one go.
+BLOCK_DESIGNS = {
+    "perceivelab": "perceivelab (Spampinato et al., CVPR 2017; 40 classes of ImageNet)",
+    "eeg_imagenet": "EEG-ImageNet (80 classes of ImageNet)",
 }
 OWN = ("simulated", "bids")  # read through the event mapping of `events`
 
 
+class BlockDesignError(DatasetError):
+    """These recordings cannot carry the claim that is asked of them."""
+
+
 def require_form(dataset: str) -> None:
-    """Refuse a name that no reader has.
+    """Refuse a name that no reader has, and data sets from which no split supports a result.
+
+    Whatever drifts in a recording (electrode gels, sweat, wakefulness, the amplifier) differs
+    between classes that were shown in blocks, and segments of training and of test come from the
+    same minute. A decoder that tells the time tells the class, without a brain in between.
 
     Raises
     ------
+    BlockDesignError
+        For a data set whose classes were shown in blocks, with the reason and with what to do.
     DatasetError
         With the names there are.
+
+    References
+    ----------
+    Li, Johansen, Ahmed, Ilyevsky, Wilbur, Bharadwaj & Siskind (2021), IEEE TPAMI 43:316, "The
+    Perils and Pitfalls of Block Design for EEG Classification Experiments".
+    Kilgallen, Pearlmutter & Siskind (2024), arXiv:2406.16902 (one exemplar in training and test).
     """
+    if dataset in BLOCK_DESIGNS:
+        raise BlockDesignError(
+            f"{BLOCK_DESIGNS[dataset]} is a block design: all pictures of a class were shown in one "
+            "go, so that the class is the time, and training and test segments come from the same "
+            "block. Accuracy on it measures slow drift of the recording and not the response to a "
+            "picture (Li et al. 2021, IEEE TPAMI 43:316), and trials of one exemplar on both sides "
+            "add to it (Kilgallen et al. 2024, arXiv:2406.16902). No split of it supports a result, "
+            "so it is not read. For a result take a data set with shuffled presentation: "
+            "THINGS-EEG2, THINGS-EEG1, Alljoined-1.6M"
+        )
     names = [*OWN, *FORMS]
     if dataset not in names:
         close = difflib.get_close_matches(dataset, names, n=1)

@@ -24,9 +24,11 @@ from sgdm_utils import (
     leakage,
     paths,
     provenance,
+    readers,
     tables,
     things_eeg2,
 )
+from sgdm_utils.datasets import DatasetError
 from sgdm_utils.trialfiles import TrialFile
 
 SMALL = things_eeg2_files.Design(n_train_concepts=6, n_test=4, test_repetitions=4)
@@ -235,13 +237,19 @@ def test_whitening_what_is_whitened_is_refused(tmp_path, monkeypatch):
     assert not paths.stage_dir("twice", "sub-01", "preprocessing").exists()
 
 
-def test_a_block_design_never_gets_a_split(tmp_path, monkeypatch):
-    (tmp_path / "data" / "raw" / "blocks").mkdir(parents=True)
-    with pytest.raises(papermill.PapermillExecutionError, match="BlockDesignError"):
-        run_notebooks(
-            "blocks", tmp_path, monkeypatch, {"dataset": "perceivelab", "raw_name": "blocks"}, {}
-        )
-    assert not paths.stage_dir("blocks", "joint", "data").exists()
+@pytest.mark.parametrize("dataset", ["perceivelab", "eeg_imagenet"])
+def test_a_block_design_is_refused_with_the_reason(tmp_path, dataset):
+    with pytest.raises(readers.BlockDesignError) as raised:
+        readers.open_study(dataset, tmp_path, ["sub-01"])
+    for words in (
+        "block design",
+        "Li et al. 2021",
+        "Kilgallen et al. 2024",
+        "class is the time",
+        "THINGS-EEG2",
+    ):
+        assert words in str(raised.value)
+    assert isinstance(raised.value, DatasetError)
 
 
 def test_an_unknown_data_set_names_the_known_ones(tmp_path, monkeypatch):
