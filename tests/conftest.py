@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sgdm_utils import config, paths
+from sgdm_utils.workflow import config, paths
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 import nbformat
 from PIL import Image
 
-from sgdm_utils import config, paths
+from sgdm_utils.workflow import config, paths
 
 LARGE = 120_000  # bytes of a figure beyond which it is stored with a palette
 

@@ -10,7 +10,8 @@ import sys
 
 import pandas as pd
 
-from sgdm_utils import config, paths, seed_tables, tables
+from sgdm_utils.metrics import seed_tables, tables
+from sgdm_utils.workflow import config, paths
 
 BEGIN, END = "<!-- results: begin (computed by tools/fill_readme.py) -->", "<!-- results: end -->"
 ROWS = {

@@ -31,8 +31,10 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from sgdm_utils import comparison_encoders, encoders, paths
-from sgdm_utils.atomic import atomic_file
+from sgdm_utils.decoding import encoders
+from sgdm_utils.experiments import nice_encoder
+from sgdm_utils.workflow import paths
+from sgdm_utils.workflow.atomic import atomic_file
 
 CORES = int(os.environ.get("OMP_NUM_THREADS", "2"))
 ROUNDS = int(os.environ.get("SGDM_BENCH_ROUNDS", "7"))
@@ -49,7 +51,7 @@ def build(name: str) -> torch.nn.Module:
     """One of the encoders, in training mode."""
     torch.manual_seed(0)
     if name.startswith("nice"):
-        return comparison_encoders.NICEEncoder(
+        return nice_encoder.NICEEncoder(
             N_CHANS, N_OUTPUTS, N_TIMES, sfreq=SFREQ, merge_linear="merged" in name
         )
     n_subjects = 10 if "ten" in name else 1

@@ -26,10 +26,13 @@ from diffusers import DPMSolverMultistepScheduler
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sgdm_utils import conditioning, config, diffusion, encoders, multiscale, paths
-from sgdm_utils.atomic import atomic_file
-from sgdm_utils.autoencoder import PictureVAE
-from sgdm_utils.pipeline import SGDMPipeline
+from sgdm_utils.decoding import encoders
+from sgdm_utils.generation import conditioning, multiscale
+from sgdm_utils.generation import networks as generation_networks
+from sgdm_utils.generation.autoencoder import PictureVAE
+from sgdm_utils.generation.pipeline import SGDMPipeline
+from sgdm_utils.workflow import config, paths
+from sgdm_utils.workflow.atomic import atomic_file
 
 ROUNDS = int(os.environ.get("SGDM_BENCH_ROUNDS", "30"))
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40S": 362, "4090": 165}  # dense bfloat16
@@ -55,7 +58,7 @@ def networks(values: dict, size: int) -> tuple[torch.nn.ModuleDict, PictureVAE]:
     """Untrained generator of the study's size."""
     torch.manual_seed(0)
     vae = PictureVAE(size, values["patch"], values["latent_channels"], values["vae_width"])
-    unet = diffusion.make_unet(
+    unet = generation_networks.make_unet(
         values["latent_channels"], vae.grid, EMBED_DIM, values["token_dim"],
         tuple(values["unet_widths"]),
     )  # fmt: skip
@@ -63,7 +66,7 @@ def networks(values: dict, size: int) -> tuple[torch.nn.ModuleDict, PictureVAE]:
         EMBED_DIM, N_CATEGORIES, multiscale.resolutions(unet), values["n_tokens"],
         values["token_dim"], values["multi_scale"], values["residual_std"],
     )  # fmt: skip
-    parts = {"unet": unet, "controlnet": diffusion.make_controlnet(unet, size)}
+    parts = {"unet": unet, "controlnet": generation_networks.make_controlnet(unet, size)}
     return torch.nn.ModuleDict(parts | {"condition": condition}), vae
 
 
@@ -88,7 +91,9 @@ def training_step(values, parts, vae, size, batch, device) -> Callable[[], None]
         with torch.autocast(device.type, torch.bfloat16):
             given = parts["condition"](z, level, yes, category, yes)
             folded = conditioning.fold_maps(maps, vae.grid, level)
-            output = diffusion.predict(parts["unet"], parts["controlnet"], x, t, given, folded, yes)
+            output = generation_networks.predict(
+                parts["unet"], parts["controlnet"], x, t, given, folded, yes
+            )
         loss = (output.float() - wanted).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sgdm_utils import machine, metric_suite, metrics, paths, scoring, trunks
-from sgdm_utils.atomic import atomic_file
+from sgdm_utils.metrics import folders, networks, pixels, suite
+from sgdm_utils.workflow import machine, paths
+from sgdm_utils.workflow.atomic import atomic_file
 
 PICTURES = int(os.environ.get("SGDM_BENCH_PICTURES", "8"))
 SAMPLES = int(os.environ.get("SGDM_BENCH_SAMPLES", "10" if PICTURES > 8 else "2"))
@@ -42,7 +43,7 @@ def write_weights(folder: Path) -> Path:
 
     folder.mkdir()
     torch.manual_seed(0)
-    for spec in trunks.TRUNKS.values():
+    for spec in networks.TRUNKS.values():
         path = folder / f"{spec.file.split('.')[0]}.safetensors"
         if spec.layer and not path.exists():
             state = spec.build().state_dict()
@@ -61,7 +62,7 @@ def write_weights(folder: Path) -> Path:
         f"features.{n}": torch.randn(s) * (2 / max(1, s[1:].numel())) ** 0.5
         for n, s in shapes.items()
     }
-    save_file(kept, folder / metrics.LPIPS_CACHE_FILES["vgg"].replace(".pth", ".safetensors"))
+    save_file(kept, folder / pixels.LPIPS_CACHE_FILES["vgg"].replace(".pth", ".safetensors"))
     return folder
 
 
@@ -95,25 +96,25 @@ def measure(pred: str, target: str, weights: str, precision: str, groups: str) -
     """Score the folders in this process; a row for each network and one for all."""
     chosen = groups.split(",") if groups else None
     names = [
-        s.name for s in metric_suite.METRICS
+        s.name for s in suite.METRICS
         if not s.needs_captions and (chosen is None or s.group in chosen)
     ]  # fmt: skip
-    if len(list(Path(target).iterdir())) < metric_suite.N_WAY:
+    if len(list(Path(target).iterdir())) < suite.N_WAY:
         names = [name for name in names if not name.startswith("top1")]
     stamps: list[tuple[str, float, float]] = []
 
     def stamp(what: str) -> None:
         stamps.append((what, time.perf_counter(), peak_gb()))
 
-    load = scoring.load_group
+    load = folders.load_group
 
     def noting(group: str, *rest: object) -> object:
         stamp(group)
         return load(group, *rest)
 
-    scoring.load_group = noting
+    folders.load_group = noting
     stamp("reading")
-    table = scoring.score_folders(pred, target, weights, names, precision=precision)
+    table = folders.score_folders(pred, target, weights, names, precision=precision)
     stamp("all")
     assert table["value"].notna().all(), table[["metric", "value"]]
     rows = [

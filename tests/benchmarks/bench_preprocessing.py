@@ -26,12 +26,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a script
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1] / "helpers")
+)  # also when run as a script
 
 import published_recipe
 
-from sgdm_utils import epoching, paths, whitening
-from sgdm_utils.atomic import atomic_file
+from sgdm_utils.signals import epoching, whitening
+from sgdm_utils.workflow import paths
+from sgdm_utils.workflow.atomic import atomic_file
 
 MINUTES = float(os.environ.get("SGDM_BENCH_MINUTES", "6"))
 CORES = int(os.environ.get("OMP_NUM_THREADS", "2"))

@@ -26,12 +26,16 @@ import pandas as pd
 import psutil
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a script
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1] / "helpers")
+)  # also when run as a script
 
 from large_pickle import write_large_pickle
 
-from sgdm_utils import machine, paths, pickles, trialfiles
-from sgdm_utils.atomic import atomic_file
+from sgdm_utils.datasets import pickles
+from sgdm_utils.signals import files as signals_files
+from sgdm_utils.workflow import machine, paths
+from sgdm_utils.workflow.atomic import atomic_file
 
 TRIALS = int(os.environ.get("SGDM_BENCH_TRIALS", "2000"))
 STREAM_GB = float(os.environ.get("SGDM_BENCH_STREAM_GB", "0.5"))
@@ -53,7 +57,7 @@ def blocks(n_trials: int, seed: int = 0) -> Iterator[np.ndarray]:
 
 
 def write_subject(path: Path, n_trials: int, seed: int = 0) -> Path:
-    with trialfiles.TrialWriter(path) as writer:
+    with signals_files.TrialWriter(path) as writer:
         for block in blocks(n_trials, seed):
             writer.append(block)
     return path
@@ -91,7 +95,7 @@ def _mapped_pickle(path: Path) -> np.ndarray:
 
 
 OPEN: dict[str, Callable[[Path], object]] = {
-    "TrialFile": trialfiles.TrialFile,
+    "TrialFile": signals_files.TrialFile,
     "np.memmap": lambda path: np.load(path, mmap_mode="r"),
     "unpickling": _unpickled,
     "pickles.load": _mapped_pickle,
@@ -117,7 +121,7 @@ class _Maps:
 
 
 STREAM: dict[str, Callable[[list[Path]], object]] = {
-    "TrialFiles": trialfiles.TrialFiles,
+    "TrialFiles": signals_files.TrialFiles,
     "np.memmap": _Maps,
 }
 
@@ -181,8 +185,8 @@ def measure_convert(path: Path, target: Path) -> list[dict]:
     def watch(done: int, total: int) -> None:
         most[:] = np.maximum(most, memory.grown()).tolist()
 
-    trialfiles.convert(_mapped_pickle(path), target, progress=watch)
-    row = dict(case="convert", trials=len(trialfiles.TrialFile(target)))
+    signals_files.convert(_mapped_pickle(path), target, progress=watch)
+    row = dict(case="convert", trials=len(signals_files.TrialFile(target)))
     seconds = time.perf_counter() - start
     return [row | dict(seconds=seconds, resident_gb=most[0], private_gb=most[1])]
 
@@ -243,11 +247,11 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    from sgdm_utils import figures
+    from sgdm_utils.figures import panels
 
-    figures.use_style()
+    panels.use_style()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), dpi=120)
-    colours = {"TrialFiles": figures.COLOURS["eeg"], "np.memmap": figures.COLOURS["chance"]}
+    colours = {"TrialFiles": panels.COLOURS["eeg"], "np.memmap": panels.COLOURS["chance"]}
     for reader, rows in table.groupby("reader"):
         thousands = rows["trials"] / 1000
         left.plot(thousands, rows["seconds"], color=colours[reader], label=reader)
@@ -258,7 +262,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         ours["trials"] / 1000, slope * ours["trials"], color="black", linestyle=":",
         label=f"line: {slope * 1e3:.2f} ms per trial",
     )  # fmt: skip
-    right.axhline(LIMIT_GB, color=figures.STAGE_COLOURS["early"], linestyle="--", label="limit")
+    right.axhline(LIMIT_GB, color=panels.STAGE_COLOURS["early"], linestyle="--", label="limit")
     size = ours["file_gb"].iloc[0]
     for axes, label in ((left, "time since opening (s)"), (right, "resident memory (GB)")):
         axes.set(xlabel="trials read (thousands)", ylabel=label, xlim=(0, None), ylim=(0, None))

@@ -1,0 +1,156 @@
+"""What a picture means, as numbers: CLIP image and text features through open_clip.
+
+The demo trains a tiny CLIP on its own pictures and captions and stores it in open_clip's folder
+layout; a real study names a pretrained model instead. Everything downstream sees only the features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sgdm_utils.decoding.features import FeatureOrderError, load_features, save_features  # noqa: F401
+
+# OpenAI's CLIP normalisation; open_clip expects it in a model's preprocess_cfg
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def tiny_clip_config(embed_dim: int, image_size: int) -> dict:
+    """An open_clip model configuration small enough for two CPU cores.
+
+    A convolutional tower (open_clip's ModifiedResNet) learns position and colour from a few thousand
+    drawings where a vision transformer would need many more.
+    """
+    return {
+        "embed_dim": embed_dim,
+        "vision_cfg": {"image_size": image_size, "layers": [1, 1, 1, 1], "width": 16},
+        "text_cfg": {
+            "context_length": 32, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 2,
+        },
+    }  # fmt: skip
+
+
+def create_clip(config: dict) -> nn.Module:
+    """A randomly initialised open_clip model from a configuration dictionary."""
+    return open_clip.CLIP(**config, output_dict=False)
+
+
+def tokenizer_for(config: dict) -> open_clip.tokenizer.SimpleTokenizer:
+    """The tokenizer that goes with a configuration dictionary (open_clip's byte-pair encoder)."""
+    return open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+
+
+def save_clip(model: nn.Module, config: dict, folder: Path) -> None:
+    """Write a model so that `open_clip.create_model("local-dir:<folder>")` reads it."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "size": config["vision_cfg"]["image_size"]}
+    meta = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(meta, indent=2) + "\n")
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+
+
+def load_clip(
+    name: str, pretrained: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, open_clip.tokenizer.SimpleTokenizer]:
+    """Load a CLIP model by open_clip name, or from a folder with `local-dir:<path>`.
+
+    Parameters
+    ----------
+    name : str, for example 'ViT-H-14', or 'local-dir:' and the path of a folder
+    pretrained : str, open_clip's tag ('laion2b_s32b_b79k') or the path of a weights file
+    device : where the model goes
+
+    Returns
+    -------
+    model : nn.Module in evaluation mode, gradients off
+    tokenizer : callable, list of str -> int tensor of shape (n, context_length)
+
+    Raises
+    ------
+    FileNotFoundError
+        If a local folder lacks the configuration or the weights.
+    ValueError
+        If a named model is asked for without weights: random features would look like a result.
+    """
+    if name.startswith("local-dir:"):
+        folder = Path(name.removeprefix("local-dir:"))
+        for part in ("open_clip_config.json", "open_clip_model.safetensors"):
+            if not (folder / part).is_file():
+                raise FileNotFoundError(f"{folder} is not a CLIP folder: {part} is missing")
+    elif not pretrained:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ValueError(f"CLIP model {name!r} needs `pretrained`; known tags: {', '.join(tags)}")
+    model = open_clip.create_model(name, pretrained=pretrained, device=device, output_dict=False)
+    return model.eval().requires_grad_(False), open_clip.get_tokenizer(name)
+
+
+def clip_pixels(pictures: np.ndarray, model: nn.Module) -> torch.Tensor:
+    """Normalised input of the image tower.
+
+    Parameters
+    ----------
+    pictures : uint8 array of shape (n, height, width, 3)
+    model : open_clip model, its `visual.image_size` decides the size
+
+    Returns
+    -------
+    float32 tensor of shape (n, 3, image_size, image_size)
+    """
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
+        raise ValueError(
+            f"pictures must be uint8 (n, h, w, 3), got {pictures.dtype} {pictures.shape}"
+        )
+    x = torch.tensor(np.asarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    size = model.visual.image_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    if x.shape[-2:] != size:
+        x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    return (x - mean) / std
+
+
+@torch.no_grad()
+def image_features(model: nn.Module, pictures: np.ndarray, batch: int = 128) -> np.ndarray:
+    """Unnormalised CLIP image embeddings.
+
+    Parameters
+    ----------
+    model : open_clip model
+    pictures : uint8 array of shape (n, height, width, 3)
+    batch : int
+
+    Returns
+    -------
+    float32 array of shape (n, embed_dim)
+    """
+    device = next(model.parameters()).device
+    parts = [
+        model.encode_image(clip_pixels(pictures[i : i + batch], model).to(device)).float().cpu()
+        for i in range(0, len(pictures), batch)
+    ]
+    return torch.cat(parts).numpy()
+
+
+@torch.no_grad()
+def text_features(
+    model: nn.Module, tokenizer, captions: Sequence[str], batch: int = 512
+) -> np.ndarray:
+    """Unnormalised CLIP text embeddings, float32 array of shape (n, embed_dim)."""
+    device = next(model.parameters()).device
+    tokens = tokenizer(list(captions))
+    parts = [
+        model.encode_text(tokens[i : i + batch].to(device)).float().cpu()
+        for i in range(0, len(tokens), batch)
+    ]
+    return torch.cat(parts).numpy()

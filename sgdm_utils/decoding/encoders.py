@@ -1,0 +1,299 @@
+"""EEG encoders. Electrodes enter by position, so a montage is an input and not another model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sgdm_utils.decoding import encoder_checks
+from sgdm_utils.electrodes import electrode_positions, keep_electrodes
+
+__all__ = [
+    "OWN_HZ",
+    "SGDMEncoder",
+    "SpatialAttention",
+    "TemporalBlock",
+    "electrode_positions",
+    "keep_electrodes",
+    "resampling_matrix",
+]
+
+OWN_HZ = 100.0  # rate of the temporal convolutions; the evoked answer lies well below half of it
+
+
+def resampling_matrix(n_times: int, sfreq: float, new_sfreq: float = OWN_HZ) -> torch.Tensor:
+    """Bring epochs to another rate by `eeg @ matrix`.
+
+    Each new sample is a weighted mean of the old ones around it, with weights that fall linearly to
+    zero within one step of the slower rate: linear interpolation upwards; downwards a low-pass that
+    halves the amplitude at 0.44 of the new rate. Whatever the old rate, the first sample stays where
+    it is.
+
+    Parameters
+    ----------
+    n_times, sfreq : samples of an epoch and their rate in Hz
+    new_sfreq : float, Hz
+
+    Returns
+    -------
+    float32 tensor of shape (n_times, ceil(n_times * new_sfreq / sfreq)), columns sum to one
+    """
+    if not np.isfinite(sfreq) or sfreq <= 0:
+        raise ValueError(f"sfreq={sfreq!r} is no sampling rate: give it in Hz")
+    n_new = int(np.ceil(n_times * new_sfreq / sfreq - 1e-9))
+    old, new = np.arange(n_times) / sfreq, np.arange(n_new) / new_sfreq
+    weights = 1 - np.abs(old[:, None] - new) * min(sfreq, new_sfreq)
+    weights = np.clip(weights, 0.0, None)
+    return torch.tensor(weights / weights.sum(0), dtype=torch.float32)
+
+
+class SpatialAttention(nn.Module):
+    """Attention of learned virtual sensors over electrodes, by position alone.
+
+    Every virtual sensor is a weighted mean of the electrodes; the weights are a softmax over a
+    smooth function of the electrode's direction. The weights do not depend on the signal, so the
+    layer is linear in the EEG and works for any number of electrodes.
+
+    Parameters
+    ----------
+    n_virtual : int, number of virtual sensors
+    n_frequencies : int, Fourier frequencies per axis of the position code
+
+    References
+    ----------
+    Défossez et al. (2023), Nature Machine Intelligence 5:1097 (spatial attention over sensors).
+    """
+
+    def __init__(self, n_virtual: int, n_frequencies: int = 4) -> None:
+        super().__init__()
+        frequencies = torch.arange(1, n_frequencies + 1).float() * torch.pi / 2
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.query = nn.Linear(3 + 6 * n_frequencies, n_virtual, bias=False)
+        centres = nn.functional.normalize(torch.randn(n_virtual, 3), dim=1)
+        self.centre = nn.Parameter(centres)  # where a virtual sensor starts out on the scalp
+        self.log_sharpness = nn.Parameter(torch.full((n_virtual, 1), 2.7))
+        nn.init.normal_(self.query.weight, std=0.02)
+
+    def weights(self, positions: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Attention weights of shape (..., n_virtual, n_chans) for positions (..., n_chans, 3)."""
+        phase = positions[..., None] * self.frequencies
+        code = torch.cat([positions, phase.sin().flatten(-2), phase.cos().flatten(-2)], dim=-1)
+        near = positions @ nn.functional.normalize(self.centre, dim=1).T
+        score = (near * self.log_sharpness.exp().T + self.query(code)).transpose(-1, -2)
+        if mask is not None:
+            score = score.masked_fill(~mask[..., None, :], float("-inf"))
+        return score.softmax(dim=-1)
+
+    def forward(
+        self, eeg: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(batch, n_chans, n_times) -> (batch, n_virtual, n_times)."""
+        return self.weights(positions, mask) @ eeg
+
+
+class TemporalBlock(nn.Module):
+    """Residual temporal convolution, normalised over channels."""
+
+    def __init__(self, width: int, kernel: int, dilation: int, dropout: float) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.net = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.Conv1d(width, width, kernel, padding=padding, dilation=dilation),
+            nn.GELU(),
+            nn.Dropout1d(dropout),
+            nn.Conv1d(width, width, 1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.net(x)
+
+
+class SGDMEncoder(nn.Module):
+    """Spatial attention, subject layer, temporal convolutions, projection.
+
+    The paper convolves in time first and attends over electrodes second. The attention here is
+    linear in the signal, so both orders can express the same maps, and attending first makes the
+    convolutions run on `n_virtual` rows whatever the montage. Attention and subject layer are
+    multiplied with each other before they meet the signal, which is then read once. Epochs at
+    another rate than `OWN_HZ` are brought to it first, so that the convolutions mean the same
+    durations: weights do not depend on the sampling rate, and what lies above 50 Hz is not used.
+
+    Parameters
+    ----------
+    n_chans, n_outputs, n_times, chs_info, sfreq : braindecode's signature; `n_outputs` is the
+        dimension of `z_eeg`, `chs_info` gives the default electrode positions, `sfreq` is in Hz
+    n_subjects : int, subjects with a layer of their own; subject -1 uses their mean
+    n_virtual, width : int, virtual sensors and feature channels
+    dropout : float, on features and before the projection
+    positions : array of shape (n_chans, 3), unit vectors, in place of `chs_info`
+
+    Attributes
+    ----------
+    n_features_times : int, steps of the features, one for 20 ms
+
+    Notes
+    -----
+    `forward(eeg, subject, positions)` maps float32 (batch, n_chans, n_times) to `z_eeg` of shape
+    (batch, n_outputs); `features` stops before the projection, `tokens` pools the features over
+    stretches of time. All three take the arguments that `features` describes.
+    """
+
+    def __init__(
+        self,
+        n_chans: int,
+        n_outputs: int,
+        n_times: int,
+        chs_info: Sequence[dict] | None = None,
+        sfreq: float = 100.0,
+        n_subjects: int = 1,
+        n_virtual: int = 64,
+        width: int = 64,
+        dropout: float = 0.3,
+        positions: np.ndarray | None = None,
+    ) -> None:
+        super().__init__()
+        if positions is None:
+            if chs_info is None:
+                raise ValueError("give chs_info (MNE) or positions: electrodes enter by position")
+            positions = electrode_positions(chs_info)
+        if len(positions) != n_chans:
+            raise ValueError(f"{len(positions)} electrode positions for n_chans={n_chans}")
+        default = torch.as_tensor(np.asarray(positions), dtype=torch.float32)
+        encoder_checks.check_positions(default, n_chans)
+        self.n_times, self.sfreq, self.n_subjects = n_times, sfreq, n_subjects
+        self.register_buffer("default_positions", default)
+        self.spatial = SpatialAttention(n_virtual)
+        # one linear map per subject, starting at the identity: anatomy differs, timing hardly
+        self.subject = nn.Parameter(torch.eye(n_virtual).repeat(n_subjects, 1, 1))
+        resample = None if sfreq == OWN_HZ else resampling_matrix(n_times, sfreq)
+        self.register_buffer("resample", resample, persistent=False)
+        self.stem = nn.Conv1d(n_virtual, width, 7, stride=2, padding=3)
+        self.blocks = nn.Sequential(
+            TemporalBlock(width, 5, 1, dropout), TemporalBlock(width, 5, 2, dropout)
+        )
+        own_times = n_times if resample is None else resample.shape[1]
+        self.n_features_times = (own_times + 1) // 2
+        n_features = width * self.n_features_times
+        self.norm = nn.LayerNorm(n_features)
+        self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_features, n_outputs))
+
+    def mixing(
+        self, subject: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Electrodes to virtual sensors, attention and subject layer in one matrix.
+
+        Returns
+        -------
+        tensor of shape (batch, n_virtual, n_chans)
+            A view of one matrix where all items have the same.
+        """
+        weights = self.spatial.weights(positions, mask)
+        table = torch.cat([self.subject, self.subject.mean(0, keepdim=True)])
+        row = subject.long() % len(table)  # -1 is the last row
+        if weights.dim() == 3:
+            return table.index_select(0, row) @ weights
+        kinds, which = row.unique(return_inverse=True)
+        mixed = table.index_select(0, kinds) @ weights
+        if len(kinds) == 1:
+            return mixed.expand(len(subject), -1, -1)
+        return mixed.index_select(0, which)
+
+    def features(
+        self,
+        eeg: torch.Tensor,
+        subject: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        *,
+        sfreq: float | None = None,
+    ) -> torch.Tensor:
+        """Feature maps before the projection.
+
+        Parameters
+        ----------
+        eeg : tensor of shape (batch, n_chans, n_times)
+        subject : long tensor of shape (batch,), -1 for somebody the model has not seen
+        positions : tensor of shape (n_chans, 3) or (batch, n_chans, 3), unit vectors
+        mask : bool tensor of shape (batch, n_chans) or (n_chans,), False for electrodes to leave
+            out; what they hold does not matter, NaN neither
+        sfreq : float, Hz, sampling rate of `eeg`, to be compared with the encoder's own
+
+        Returns
+        -------
+        tensor of shape (batch, width, n_features_times)
+
+        Raises
+        ------
+        ValueError
+            Another number of samples or sampling rate than the encoder was built for, an unknown
+            subject, positions or mask of another shape, no item, an item without electrode, NaN.
+        """
+        positions = self.default_positions if positions is None else positions
+        encoder_checks.check_rate(eeg, self.n_times, self.sfreq, sfreq)
+        encoder_checks.check_positions(positions, eeg.shape[1], len(eeg))
+        encoder_checks.check_subject(subject, len(eeg), self.n_subjects)
+        encoder_checks.check_mask(mask, *eeg.shape[:2])
+        eeg = eeg.to(self.subject.dtype)
+        mixing = self.mixing(subject, positions, mask)
+        stem = self.stem(mixing @ self._own_rate(eeg))
+        # NaN reaches every later number, so it can be looked for where there are fewest of them
+        if not bool(stem.detach().sum(dtype=torch.float32).isfinite()):
+            if mask is not None:
+                eeg = eeg.masked_fill(~mask[..., None], 0.0)
+            encoder_checks.refuse_nan(eeg)
+            stem = self.stem(mixing @ self._own_rate(eeg))
+        return self.blocks(stem)
+
+    def _own_rate(self, eeg: torch.Tensor, columns: int = 20) -> torch.Tensor:
+        """Epochs at `OWN_HZ`; the matrix is a band, so a few of its columns need few samples."""
+        if self.resample is None:
+            return eeg
+        parts = []
+        for block in self.resample.split(columns, dim=1):
+            used = block.any(1).nonzero()
+            low, high = int(used[0]), int(used[-1]) + 1
+            parts.append(eeg[..., low:high] @ block[low:high])
+        return torch.cat(parts, dim=-1)
+
+    def tokens(
+        self,
+        eeg: torch.Tensor,
+        subject: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        *,
+        n_tokens: int = 8,
+        sfreq: float | None = None,
+    ) -> torch.Tensor:
+        """Feature maps averaged over `n_tokens` equal stretches of time, (batch, n_tokens, width).
+
+        Raises
+        ------
+        ValueError
+            More tokens than there are steps of time, and what `features` refuses.
+        """
+        if not 1 <= n_tokens <= self.n_features_times:
+            raise ValueError(
+                f"n_tokens={n_tokens}: the features have {self.n_features_times} steps of time, "
+                "ask for 1 token at least and for that many at most"
+            )
+        maps = self.features(eeg, subject, positions, mask, sfreq=sfreq)
+        return F.adaptive_avg_pool1d(maps, n_tokens).transpose(1, 2)
+
+    def forward(
+        self,
+        eeg: torch.Tensor,
+        subject: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        *,
+        sfreq: float | None = None,
+    ) -> torch.Tensor:
+        """`z_eeg` of shape (batch, n_outputs)."""
+        maps = self.features(eeg, subject, positions, mask, sfreq=sfreq)
+        return self.project(self.norm(maps.flatten(1)))

@@ -1,0 +1,286 @@
+"""Everything together: pictures from EEG, or from conditions that somebody names."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+# diffusers loads components only from modules that are imported already: all of them are, by this
+import sgdm_utils.generation.autoencoder
+import sgdm_utils.generation.decoder  # noqa: F401
+from sgdm_utils.generation.conditioning import fold_maps
+from sgdm_utils.generation.guide import category_direction, guided_velocity
+from sgdm_utils.generation.multiscale import listen_by_resolution
+from sgdm_utils.generation.networks import predict, velocity
+from sgdm_utils.generation.pipeline_checks import check_components, check_conditions, noise_levels
+
+#: Previews of one run: name, share of the picture's side that is shown.
+PREVIEWS = {"low": 4, "middle": 2, "full": 1}
+
+
+@dataclass
+class SGDMOutput(BaseOutput):
+    """Pictures from EEG and what they were made from.
+
+    Attributes
+    ----------
+    images : float32 array of shape (batch, size, size, 3) in [0, 1]
+    maps : float32 array of shape (batch, 2, size, size), decoded silhouette and edges
+    neighbours : list of lists of str, gallery pictures nearest to the decoded meaning
+    category : float32 array of shape (batch, n_categories), calibrated probabilities
+    previews : dict of str to array of shape (batch, size / k, size / k, 3)
+        What the same run believed early (`low`, k = 4), halfway (`middle`, k = 2), and its end
+        (`full`), each at the resolution that is settled by then; empty unless asked for.
+    """
+
+    images: np.ndarray
+    maps: np.ndarray
+    neighbours: list[list[str]]
+    category: np.ndarray
+    previews: dict[str, np.ndarray]
+
+
+class SGDMPipeline(DiffusionPipeline):
+    """Pictures from meaning, structure and category, each with a guidance scale.
+
+    Guidance adds two directions to the prediction u without conditions, and a third that raises the
+    probability of the category::
+
+        u + semantic_scale * (f(sem) - u) + structure_scale * (f(sem, struct) - f(sem))
+        x_0 + category_scale * (1 - a) / sqrt(a) * grad log p(category | x_t)
+
+    Parameters
+    ----------
+    vae, unet, controlnet, condition, scheduler : the generator
+    classifier : LatentClassifier, or None for a pipeline without category guidance
+    decoder : EEGDecoder, or None for a generator that is only given conditions
+
+    References
+    ----------
+    Ho & Salimans (2022), arXiv:2207.12598 (classifier-free guidance); Brooks et al. (2023),
+    arXiv:2211.09800, eq. 3 (two conditions); Zhang et al. (2023), arXiv:2302.05543 (ControlNet);
+    Dhariwal & Nichol (2021), arXiv:2105.05233 (classifier guidance).
+    """
+
+    _optional_components = ["classifier", "decoder"]
+
+    def __init__(
+        self, vae, unet, controlnet, condition, scheduler, classifier=None, decoder=None
+    ) -> None:
+        super().__init__()
+        if scheduler.config.prediction_type != "v_prediction":
+            raise ValueError(
+                f"the networks predict velocities, the scheduler expects "
+                f"{scheduler.config.prediction_type!r}: give it prediction_type='v_prediction'"
+            )
+        self.register_modules(
+            vae=vae, unet=unet, controlnet=controlnet, condition=condition, scheduler=scheduler,
+            classifier=classifier, decoder=decoder,
+        )  # fmt: skip
+        for network in (unet, controlnet):
+            listen_by_resolution(network, unet.config.sample_size)
+        check_components(self)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, **kwargs) -> SGDMPipeline:
+        """Load a folder that `save_pretrained` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such folder, it holds no pipeline, or a component is missing.
+        ValueError
+            If its components come from different configurations.
+        """
+        folder = Path(folder)
+        if not (folder / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"no pipeline in {folder}: model_index.json is missing. Notebook "
+                "05_diffusion_training writes it to the folder `model` of its artifact."
+            )
+        index = json.loads((folder / "model_index.json").read_text())
+        parts = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
+        lost = [part for part in parts if part not in kwargs and not (folder / part).is_dir()]
+        if lost:
+            raise FileNotFoundError(
+                f"the pipeline in {folder} is not whole: {', '.join(lost)} is missing. Run "
+                "05_diffusion_training again, or copy the whole folder."
+            )
+        return super().from_pretrained(folder, **kwargs)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        eeg: torch.Tensor | np.ndarray,
+        electrodes: Sequence[str] | np.ndarray | None = None,
+        subject: str | Sequence[str] | None = None,
+        num_inference_steps: int = 2,
+        semantic_scale: float = 1.5,
+        structure_scale: float = 1.0,
+        category_scale: float = 0.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        batch_size: int = 64,
+        n_neighbours: int = 5,
+        previews: bool = False,
+        sfreq: float | None = None,
+    ) -> SGDMOutput:
+        """Pictures from preprocessed EEG epochs.
+
+        Parameters
+        ----------
+        eeg, electrodes, subject, sfreq : see `decoder.EEGDecoder`
+        num_inference_steps, semantic_scale, structure_scale, category_scale : see `generate`
+        generator : torch.Generator on the CPU, or one for each epoch
+        batch_size : int, epochs that are drawn together
+        n_neighbours : int, gallery pictures to return for each epoch
+        previews : bool, also return what the run believed on the way
+
+        Raises
+        ------
+        ValueError
+            For EEG, electrodes, subjects or scales that cannot be used; the message names them.
+        """
+        if self.decoder is None:
+            raise ValueError("this pipeline has no EEG decoder: use generate(embedding, maps)")
+        told = self.decoder(eeg, electrodes, subject, sfreq)
+        size = self.vae.config.size
+        images, beliefs = [], []
+        for start in range(0, len(told.embedding), batch_size):
+            rows = slice(start, start + batch_size)
+            own = generator[rows] if isinstance(generator, Sequence) else generator
+            way: list[torch.Tensor] = []
+            images.append(
+                self.generate(
+                    told.embedding[rows], told.maps[rows], semantic_scale, structure_scale,
+                    num_inference_steps, own, told.embedding_noise[rows],
+                    told.structure_noise[rows], told.category[rows], category_scale,
+                    (lambda _, x, way=way: way.append(x)) if previews else None,
+                )
+            )  # fmt: skip
+            if previews:
+                beliefs.append(self._previews(way, size))
+        stacked = {name: np.concatenate([b[name] for b in beliefs]) for name in PREVIEWS if beliefs}
+        return SGDMOutput(
+            images=np.concatenate(images),
+            maps=told.maps.float().cpu().numpy(),
+            neighbours=self.decoder.neighbours(told.embedding, n_neighbours),
+            category=told.category.float().cpu().numpy(),
+            previews=stacked,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        embedding: torch.Tensor,
+        maps: torch.Tensor | None,
+        semantic_scale: float = 1.5,
+        structure_scale: float = 1.0,
+        num_inference_steps: int = 12,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        embedding_noise: float | torch.Tensor = 0.0,
+        structure_noise: float | torch.Tensor = 0.0,
+        category: torch.Tensor | None = None,
+        category_scale: float = 0.0,
+        callback: Callable[[int, torch.Tensor], None] | None = None,
+    ) -> np.ndarray:
+        """Sample one picture for each embedding.
+
+        Parameters
+        ----------
+        embedding : tensor of shape (batch, embed_dim), standardised CLIP space
+        maps : tensor of shape (batch, 2, size, size) in [0, 1], or None for no structure
+        semantic_scale, structure_scale : float, at least 0
+        num_inference_steps : int
+        generator : torch.Generator on the CPU, so that devices agree about the noise; or one for
+            each picture, so that a picture does not depend on its batch
+        embedding_noise, structure_noise : float or tensor of shape (batch,), in [0, 1]
+            How far to trust each condition: 0 for the true one; sqrt(1 - r^2) for a decoder whose
+            predictions correlate with the truth with r on validation pictures (see
+            `conditioning.shrink`). An embedding of zeros with noise 1 stands for "nothing known".
+        category : tensor of shape (batch, n_categories), probabilities, or None for "not known"
+        category_scale : float, at least 0: classifier guidance towards `category`; 0 still lets
+            the generator see the probabilities
+        callback : called after each step with its number and the current estimate of the finished
+            latents, for previews: `pipe.vae.decode(estimate)`
+
+        Returns
+        -------
+        float32 array of shape (batch, size, size, 3) in [0, 1]
+
+        Raises
+        ------
+        ValueError
+            For wrong shapes, values that are not finite or out of range, negative scales.
+        """
+        scales = {"semantic_scale": semantic_scale, "structure_scale": structure_scale}
+        scales["category_scale"] = category_scale
+        check_conditions(self, embedding, maps, category, scales)
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}, at least 1 is needed")
+        batch, grid = len(embedding), self.unet.config.sample_size
+        device, dtype = self.unet.device, self.unet.dtype
+        levels = {"embedding": embedding_noise, "structure": structure_noise}
+        trust = [noise_levels(x, batch, name).to(device, dtype) for name, x in levels.items()]
+        weights = {"none": 1 - semantic_scale, "sem": semantic_scale}
+        if maps is not None:
+            weights |= {"sem": semantic_scale - structure_scale, "both": structure_scale}
+            maps = fold_maps(maps.to(device, dtype), grid, trust[1])
+        weights = {branch: w for branch, w in weights.items() if w}  # a branch of weight 0 is free
+        embedding = embedding.to(device, dtype)
+        category = None if category is None else category.to(device, dtype)
+        known = torch.ones(batch, dtype=torch.bool, device=device)
+        conditions = {
+            b: self.condition(embedding, trust[0], known, category)
+            if b != "none"
+            else self.condition(embedding, trust[0], ~known)
+            for b in weights
+        }
+        shape = (batch, self.unet.config.in_channels, grid, grid)
+        latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        latents = latents * self.scheduler.init_noise_sigma
+        alphas_bar = self.scheduler.alphas_cumprod.to(device)
+        residual_std = self.condition.config.residual_std
+        accepted = inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if "generator" in accepted else {}
+        for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            noisy = self.scheduler.scale_model_input(latents, t).to(dtype)
+            output, time, a = torch.zeros_like(latents), t.expand(batch), alphas_bar[int(t)]
+            for branch, weight in weights.items():
+                folded = maps if branch == "both" else None
+                f = predict(self.unet, self.controlnet, noisy, time, conditions[branch], folded)
+                output += weight * f.float()
+            # the weights of the branches sum to one, so converting the sum converts each of them
+            output = velocity(output, latents, a, residual_std)
+            if category_scale:
+                direction = category_direction(self.classifier, latents, time, category)
+                output = guided_velocity(output, direction, a, category_scale)
+            if callback is not None:
+                callback(step, a.sqrt() * latents - (1 - a).sqrt() * output)
+            latents = self.scheduler.step(output, t, latents, **extra).prev_sample
+        return self._pictures(latents)
+
+    def _pictures(self, latents: torch.Tensor) -> np.ndarray:
+        """Decoded latents as (batch, size, size, 3) in [0, 1]."""
+        pictures = self.vae.decode(latents.to(self.vae.dtype))
+        return pictures.permute(0, 2, 3, 1).float().cpu().numpy()
+
+    def _previews(self, way: Sequence[torch.Tensor], size: int) -> dict[str, np.ndarray]:
+        """Beliefs at a third, two thirds and the end of a run, each averaged to what is settled."""
+        last = len(way) - 1
+        moments = {"low": last // 3, "middle": (2 * last) // 3, "full": last}
+        shown = {}
+        for name, k in PREVIEWS.items():
+            p = self._pictures(way[moments[name]])
+            shown[name] = p.reshape(len(p), size // k, k, size // k, k, 3).mean((2, 4))
+        return shown

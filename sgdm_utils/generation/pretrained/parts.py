@@ -1,0 +1,252 @@
+"""The pretrained generators that can be named, and whether the files of their parts fit each other.
+
+Every check reads configurations and shapes only, so that a wrong part is refused before gigabytes of
+weights are loaded. Use it through `sgdm_utils.generation.pretrained.generator`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+HUB = "https://huggingface.co/"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of pretrained generator: which classes, which files, how it is sampled.
+
+    Attributes
+    ----------
+    title : str
+    pipeline, published : str, classes of diffusers: the one used, the one the model came as
+    model, controlnet, ip_adapter : str, what is taken when no other part is named
+    scheduler : str, class of diffusers
+    scheduler_options : what differs from the configuration that came with the model
+    steps, max_steps : int
+    guidance_scale : float, of classifier-free guidance by default; 0 where there is none
+    guided : bool, the model can be sampled with classifier-free guidance at all
+    text_parts : tuple of str, folders of tokenizers and text encoders
+    options : passed to the class when it is loaded
+    """
+
+    title: str
+    pipeline: str
+    published: str
+    model: str
+    controlnet: str
+    ip_adapter: str
+    scheduler: str
+    steps: int
+    max_steps: int
+    guidance_scale: float
+    guided: bool
+    scheduler_options: dict[str, Any] = field(default_factory=dict)
+    text_parts: tuple[str, ...] = ("tokenizer", "text_encoder")
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def components(self) -> dict[str, str]:
+        """Folders that a model must have, each with the file that says what is in it."""
+        told = {"tokenizer": "tokenizer_config.json", "text_encoder": "config.json"}
+        texts = {part: told[part.removesuffix("_2")] for part in self.text_parts}
+        return {
+            "scheduler": "scheduler_config.json", "unet": "config.json", "vae": "config.json",
+        } | texts  # fmt: skip
+
+
+#: The generators that can be named. ControlNets are the ones of scribbles, see
+#: `generator.control_image`; adapters those that take one ViT-H-14 embedding for a picture.
+FAMILIES = {
+    "sdxl_turbo": Family(
+        title="SDXL-Turbo",
+        pipeline="StableDiffusionXLControlNetPipeline",
+        published="StableDiffusionXLPipeline",
+        model="stabilityai/sdxl-turbo",
+        controlnet="xinsir/controlnet-scribble-sdxl-1.0",
+        ip_adapter="h94/IP-Adapter/sdxl_models/ip-adapter_sdxl_vit-h.safetensors",
+        scheduler="EulerAncestralDiscreteScheduler",
+        scheduler_options={"timestep_spacing": "trailing"},  # distilled for the ends of intervals
+        steps=4,
+        max_steps=4,
+        guidance_scale=0.0,
+        guided=False,
+        text_parts=("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2"),
+        options={"add_watermarker": False},  # pixels that no condition asked for
+    ),
+    "sd15": Family(
+        title="Stable Diffusion 1.5",
+        pipeline="StableDiffusionControlNetPipeline",
+        published="StableDiffusionPipeline",
+        model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        controlnet="lllyasviel/control_v11p_sd15_scribble",
+        ip_adapter="h94/IP-Adapter/models/ip-adapter_sd15.safetensors",
+        scheduler="DPMSolverMultistepScheduler",
+        steps=20,
+        max_steps=1000,
+        guidance_scale=7.5,
+        guided=True,
+        # the safety checker replaces pictures by black ones without a word, which would be scored
+        options={"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+        | {"requires_safety_checker": False},
+    ),
+}
+
+
+def check_model(folder: Path, family: Family, variant: str | None = None) -> dict[str, Any]:
+    """Check that a folder holds a model of a family, whole; returns the UNet's configuration.
+
+    Raises
+    ------
+    FileNotFoundError
+        No model, or a component is missing, or its weights.
+    ValueError
+        A model of another family, or a damaged configuration.
+    """
+    source = f"it comes with {HUB}{family.model}"
+    index = _read_json(folder / "model_index.json", f"no model of diffusers in {folder}")
+    found = index.get("_class_name")
+    if found not in (family.pipeline, family.published):
+        raise ValueError(
+            f"{folder} holds a {found}, which is not {family.title} ({family.published}): give another "
+            "folder, or name another family"
+        )
+    for part, file in family.components.items():
+        if not (folder / part / file).is_file():
+            raise FileNotFoundError(f"{folder} lacks its component {part}/ ({file}): {source}")
+        if file == "config.json":
+            _check_weights(folder / part, variant)
+    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", folder)
+    if scheduler.get("prediction_type", "epsilon") != "epsilon":
+        raise ValueError(
+            f"{folder} predicts {scheduler['prediction_type']}, {family.title} predicts the noise "
+            "(epsilon): it is another model"
+        )
+    return _read_json(folder / "unet" / "config.json", folder)
+
+
+def check_controlnet(folder: Path, unet: Mapping[str, Any]) -> None:
+    """Refuse what is not a ControlNet of one RGB control image, or was made for another UNet."""
+    config = _read_json(folder / "config.json", f"no ControlNet in {folder}")
+    if config.get("_class_name") != "ControlNetModel":
+        raise ValueError(
+            f"{folder} holds a {config.get('_class_name')}, expected a ControlNetModel of diffusers"
+        )
+    same = ["cross_attention_dim", "block_out_channels", "layers_per_block", "in_channels"]
+    same += ["addition_embed_type", "projection_class_embeddings_input_dim"]
+    for key in same:  # a key that an old file lacks says nothing
+        if key in config and key in unet and config[key] != unet[key]:
+            raise ValueError(
+                f"the ControlNet in {folder} does not fit the UNet: its {key} is {config[key]}, the "
+                f"UNet's is {unet[key]}. ControlNets of SD 1.5 and of SDXL are not interchangeable"
+            )
+    if config.get("conditioning_channels", 3) != 3:
+        raise ValueError(
+            f"the ControlNet in {folder} wants {config['conditioning_channels']} channels, expected "
+            "the 3 of a control image"
+        )
+    _check_weights(folder, None)
+
+
+def read_adapter(path: Path, unet: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+    """Weights of an IP-Adapter that takes one embedding for a picture, checked against a UNet.
+
+    Parameters
+    ----------
+    path : Path, safetensors in the layout of the adapter's authors
+    unet : configuration of the UNet
+
+    Returns
+    -------
+    dict with `image_proj` and `ip_adapter`, as `load_ip_adapter` of diffusers takes it
+
+    References
+    ----------
+    Ye et al. (2023), IP-Adapter, arXiv:2308.06721.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ValueError(
+            f"ip_adapter: {path} is not a .safetensors file; other files of weights are pickles, "
+            "which are not opened here"
+        )
+    state: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
+                group, _, name = key.partition(".")
+                state.setdefault(group, {})[name] = file.get_tensor(key)
+    except SafetensorError as error:
+        raise ValueError(f"ip_adapter: {path} is damaged ({error}): fetch it again") from error
+    projection = state["image_proj"].get("proj.weight")
+    if projection is None or projection.ndim != 2:
+        raise ValueError(
+            f"ip_adapter: {path} does not take one embedding for each picture (`plus` adapters take "
+            "those of patches, `face` adapters those of a face network): take ip-adapter_sd15 or "
+            "ip-adapter_sdxl_vit-h"
+        )
+    dim = unet["cross_attention_dim"]
+    if projection.shape[0] != 4 * dim:  # four tokens
+        raise ValueError(
+            f"ip_adapter: {path} does not fit the UNet: its tokens have {projection.shape[0] // 4} "
+            f"dimensions, the UNet's cross_attention_dim is {dim}. Adapters of SD 1.5 and of SDXL "
+            "are not interchangeable"
+        )
+    found = state["ip_adapter"]
+    wanted = _cross_attention(unet)
+    for position, shape in enumerate(wanted):
+        for which in ("k", "v"):  # numbered 1, 3, 5: the authors count self-attention too
+            key = f"{2 * position + 1}.to_{which}_ip.weight"
+            if key not in found or tuple(found[key].shape) != shape:
+                has = tuple(found[key].shape) if key in found else "missing"
+                raise ValueError(
+                    f"ip_adapter: {path} does not fit the UNet: {key} is {has}, expected {shape}"
+                )
+    if len(found) != 2 * len(wanted):
+        raise ValueError(
+            f"ip_adapter: {path} does not fit the UNet: it serves {len(found) // 2} attention "
+            f"layers, the UNet has {len(wanted)}"
+        )
+    return state
+
+
+def _cross_attention(config: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Shapes of the keys' weights of each cross-attention layer, in the order of diffusers."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):  # shapes only, so that 2.6 billion weights cost nothing
+        unet = UNet2DConditionModel.from_config(dict(config))
+    shapes = dict((name, tuple(weight.shape)) for name, weight in unet.named_parameters())
+    layers = [n.removesuffix(".processor") for n in unet.attn_processors]
+    return [shapes[f"{layer}.to_k.weight"] for layer in layers if layer.endswith("attn2")]
+
+
+def _check_weights(folder: Path, variant: str | None) -> None:
+    names = sorted(p.name for p in folder.glob("*.safetensors"))
+    # model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
+    infixes = {name: name.split(".")[1:-1] for name in names}
+    if any((i[0].split("-")[0] == variant) if i else variant is None for i in infixes.values()):
+        return
+    hint = f"; there is {', '.join(names)}: name its `variant`" if names else ""
+    what = f"weights of the variant {variant}" if variant else "weights"
+    raise FileNotFoundError(
+        f"{folder} holds no {what} as .safetensors (other files of weights are pickles, which are "
+        f"not opened here){hint}"
+    )
+
+
+def _read_json(path: Path, why: object) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileNotFoundError(f"{why}: {path.name} is missing") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (it holds no object): fetch it again")
+    return content

@@ -1,0 +1,258 @@
+"""Feature networks of the agreed image metrics, from weights that are already on this machine.
+
+`TRUNKS` says which layers there are; `load_trunk` builds one from a path, from a folder, or from the
+cache in which torch and open_clip keep their downloads. Nothing is ever downloaded here; a missing
+file is `pixels.WeightsNotAvailable`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sgdm_utils.metrics.network_files import find_weights, read_state
+from sgdm_utils.metrics.pixels import PROTOCOL_SIZE, _resize
+from sgdm_utils.metrics.protocol import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TRUNKS,
+    TrunkSpec,
+)
+
+__all__ = [
+    "TRUNKS", "Precision", "Trunk", "TrunkSpec", "clip_trunk", "find_weights", "load_trunk",
+]  # fmt: skip
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class Trunk(nn.Module):
+    """Pictures in, features out: resizing, normalisation and network in one.
+
+    Parameters
+    ----------
+    name : str
+    network : nn.Module, normalised pictures -> features of shape (n, ...)
+    size : int, pixels, side of the square input
+    mean, std : sequence of 3 floats
+    precision : "float32" or "bfloat16"
+        bfloat16 runs the layers that torch deems safe in 16 bits. It is faster where the hardware
+        multiplies such numbers, and moves features by per cents: never compare scores across
+        precisions.
+    weights : Path, optional, the file the network was loaded from
+    text : callable, optional, list of captions -> features of the same space
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        size: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        precision: Precision = "float32",
+        weights: Path | None = None,
+        text: Callable[[nn.Module, list[str]], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision {precision!r} is unknown, expected float32 or bfloat16")
+        self.name, self.size, self.precision, self.weights = name, size, precision, weights
+        self.network = network.eval().requires_grad_(False)
+        self._text = text
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.mean.device
+
+    @property
+    def has_text(self) -> bool:
+        """Captions can be brought into the same space."""
+        return self._text is not None
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Stay in evaluation mode, whatever is asked for: dropout would make scores random."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Features of pictures.
+
+        Parameters
+        ----------
+        pictures : float tensor of shape (n, 3, height, width), RGB in [0, 1]
+
+        Returns
+        -------
+        float32 tensor of shape (n, n_features), on the device of the network
+        """
+        x = pictures.to(self.device, torch.float32)
+        # in two steps, as the protocol says: everything passes through 256 x 256
+        x = (_resize(_resize(x, PROTOCOL_SIZE), self.size) - self.mean) / self.std
+        with self._autocast():
+            features = self.network(x)
+        if isinstance(features, dict):
+            (features,) = features.values()
+        return features.flatten(1).float()
+
+    @torch.no_grad()
+    def encode_text(self, captions: list[str]) -> Tensor:
+        """Features of captions, float32 of shape (n, n_features); only a CLIP has them."""
+        if self._text is None:
+            raise ValueError(f"{self.name} sees pictures only: a text score needs a CLIP model")
+        with self._autocast():
+            return self._text(self.network, list(captions)).float()
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def load_trunk(
+    name: str | TrunkSpec,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+    text: bool = False,
+) -> Trunk:
+    """Build one of `TRUNKS` from weights on this machine.
+
+    Parameters
+    ----------
+    name : str, or a TrunkSpec
+    weights : path, optional, a file, or a folder to look in; see `find_weights`
+    device : where the network goes
+    precision : "float32" or "bfloat16"; see `Trunk`
+    text : bool, keep the text tower of a CLIP too (0.5 GB of ViT-L/14)
+
+    Raises
+    ------
+    WeightsNotAvailable, FileNotFoundError
+        See `find_weights`.
+    ValueError
+        An unknown name, or a file that is damaged or of another network.
+    """
+    if isinstance(name, str) and name not in TRUNKS:
+        raise ValueError(f"there is no trunk {name!r}, expected one of {', '.join(TRUNKS)}")
+    spec = TRUNKS[name] if isinstance(name, str) else name
+    path = find_weights(spec, weights)
+    network = _with_weights(spec, path, spec.unused if text else spec.unused + spec.text)
+    if spec.layer:
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        # cuts the network behind the layer, so that neither time nor memory goes into the rest
+        network = create_feature_extractor(network, [spec.layer], suppress_diff_warning=True)
+    if precision == "bfloat16":
+        network = _in_16_bits(network)
+    encode_text = None
+    if spec.text and text:
+        network, encode_text = _ImageTower(network), _encode_text
+    elif spec.text:
+        network = network.visual
+    trunk = Trunk(spec.name, network, spec.size, spec.mean, spec.std, precision, path, encode_text)
+    return trunk.to(device)
+
+
+def clip_trunk(
+    model: nn.Module,
+    name: str,
+    precision: Precision = "float32",
+    weights: Path | None = None,
+) -> Trunk:
+    """A CLIP of this study's own as a trunk, the stand-in where published weights are missing.
+
+    Parameters
+    ----------
+    model : open_clip model
+    name : str, "clip_tiny" or the like; the name of a pretrained trunk is refused, because a row of
+        the table must not be mistaken for the published metric
+    """
+    if name in TRUNKS:
+        raise ValueError(f"{name} is the name of a pretrained trunk: name a stand-in differently")
+    size = model.visual.image_size
+    size = size if isinstance(size, int) else size[0]
+    if precision == "bfloat16":
+        model = _in_16_bits(copy.deepcopy(model))  # the caller's own stays as it is
+    return Trunk(
+        name, _ImageTower(model), size, CLIP_MEAN, CLIP_STD, precision, weights, _encode_text
+    )
+
+
+def _in_16_bits(network: nn.Module) -> nn.Module:
+    """Change the large weights of a network to bfloat16, in place; norms keep their 32 bits.
+
+    Autocast alone would turn them anew for each batch, and worse: the first product of torch's
+    attention then copies its weight for every row. That made a ViT-L/14 thirteen times slower in
+    16 bits than it is in 32 (torch 2.15 on a processor).
+    """
+    heavy = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+    for module in network.modules():
+        if isinstance(module, heavy):
+            for weight in module.parameters(recurse=False):
+                weight.data = weight.data.bfloat16()
+    return network.to(memory_format=torch.channels_last)
+
+
+class _ImageTower(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.model.encode_image(pictures)
+
+
+def _encode_text(tower: _ImageTower, captions: list[str]) -> Tensor:
+    import open_clip
+
+    model = tower.model
+    tokens = open_clip.SimpleTokenizer(context_length=model.context_length)(captions)
+    return model.encode_text(tokens.to(next(model.parameters()).device))
+
+
+def _with_weights(spec: TrunkSpec, path: Path, unused: tuple[str, ...]) -> nn.Module:
+    # on the meta device, a network costs neither memory nor time for random weights that are
+    # replaced at once
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = spec.build()
+    state = {
+        name.removeprefix(spec.strip): value
+        for name, value in read_state(path, spec).items()
+        if isinstance(value, Tensor)
+    }
+    wanted = {n: v for n, v in network.state_dict().items() if not n.startswith(unused)}
+    for name in wanted:
+        if name.endswith("num_batches_tracked"):  # a counter that files of old lack
+            state.setdefault(name, torch.tensor(0))
+    missing = sorted(wanted.keys() - state.keys())
+    if missing:
+        raise ValueError(
+            f"{path} holds no weights of {spec.name}: it lacks {len(missing)} of {len(wanted)} "
+            f"tensors, the first is {missing[0]}. The file is {spec.file} of {spec.url}"
+        )
+    for name, value in wanted.items():
+        if state[name].shape != value.shape:
+            raise ValueError(
+                f"{path} holds no weights of {spec.name}: {name} has shape "
+                f"{tuple(state[name].shape)} instead of {tuple(value.shape)}"
+            )
+    for name in wanted:  # one by one, so that no second copy of a large file is held
+        value = state.pop(name)
+        state[name] = value.float() if value.is_floating_point() else value
+    network.load_state_dict({name: state[name] for name in wanted}, strict=False, assign=True)
+    if isinstance(getattr(network, "attn_mask", None), Tensor):  # CLIP's; not in the file
+        n = network.context_length
+        network.attn_mask = torch.full((n, n), float("-inf")).triu(1)
+    return network.eval()

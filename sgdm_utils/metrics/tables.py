@@ -1,0 +1,254 @@
+"""The long-form tables that other people compute with: one number per row.
+
+Numbers are written with a fixed count of significant digits and rows in the order given, so the
+same seed gives the same bytes. A number that could not be measured leaves its cell empty and says
+why in the metric's name, for example ``lpips_alex (weights not available)``.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from sgdm_utils.metrics.statistics import N_RESAMPLES, bootstrap_interval, nested_mean
+from sgdm_utils.workflow.atomic import atomic_file
+
+TEXT_COLUMNS = ("study", "subject", "model", "condition", "metric")
+FLOAT_COLUMNS = ("value", "ci_low", "ci_high", "chance", "p_value")
+COLUMNS = (
+    "study",
+    "subject",
+    "seed",
+    "model",
+    "condition",
+    "metric",
+    "value",
+    "ci_low",
+    "ci_high",
+    "n",
+    "chance",
+    "p_value",
+    "transductive",
+)
+KEY = COLUMNS[:6]
+SIGNIFICANT_DIGITS = 6
+
+
+class TableError(ValueError):
+    """A row or a file breaks the form of the tables."""
+
+
+def make_row(
+    *,
+    study: str,
+    subject: str,
+    seed: int | None,
+    model: str,
+    condition: str,
+    metric: str,
+    value: float = math.nan,
+    ci_low: float = math.nan,
+    ci_high: float = math.nan,
+    n: int,
+    chance: float = math.nan,
+    p_value: float = math.nan,
+    transductive: bool = False,
+    note: str | None = None,
+) -> dict[str, object]:
+    """Build and check one row.
+
+    Parameters
+    ----------
+    subject : str
+        ``sub-01``, or ``all`` for the mean over subjects.
+    seed : int or None
+        None for numbers that do not depend on a training seed.
+    n : int
+        Items (pictures, trials) behind the value; 0 where nothing was measured.
+    transductive : bool
+        The number uses the unlabelled test set as a whole.
+    note : str or None
+        Why there is no value; goes into the metric's name, ``value`` stays empty.
+
+    Returns
+    -------
+    dict with the keys `COLUMNS`, in that order
+
+    Raises
+    ------
+    TableError
+        A cell has the wrong type or contradicts another; the message names row and cell.
+    """
+    if note is not None:
+        metric = f"{metric} ({note})"
+    cells = locals()
+    row = {name: cells[name] for name in COLUMNS}
+    where = " / ".join(str(row[name]) for name in KEY)
+    for name in TEXT_COLUMNS:
+        text = row[name]
+        if not isinstance(text, str) or not text or text != text.strip() or "\n" in text:
+            raise TableError(f"{where}: {name} is {text!r}, expected text without outer blanks")
+    for name in ("seed", "n"):
+        number = row[name]
+        if name == "seed" and (number is None or number is pd.NA):
+            row[name] = None
+            continue
+        if not isinstance(number, numbers.Integral) or isinstance(number, bool) or number < 0:
+            raise TableError(f"{where}: {name} is {number!r}, expected an integer >= 0")
+        row[name] = int(number)
+    for name in FLOAT_COLUMNS:
+        number = row[name]
+        if not isinstance(number, numbers.Real) or isinstance(number, bool) or np.isinf(number):
+            raise TableError(f"{where}: {name} is {number!r}, expected a finite number or NaN")
+        row[name] = float(number)
+    if not isinstance(transductive, bool | np.bool_):
+        raise TableError(f"{where}: transductive is {transductive!r}, expected True or False")
+    row["transductive"] = bool(transductive)
+    _check_consistency(row, where)
+    return row
+
+
+def summarise(
+    values: ArrayLike,
+    *,
+    rng: np.random.Generator,
+    groups: ArrayLike | None = None,
+    n_resamples: int = N_RESAMPLES,
+    level: float = 0.95,
+    **cells: object,
+) -> dict[str, object]:
+    """Build the row of a mean over items, with its bootstrap interval.
+
+    Parameters
+    ----------
+    values : array of shape (n,)
+        One score per item.
+    groups : array of shape (n,) or None
+        Subject of each item; the value is then the mean of the subjects' means.
+    **cells
+        The other arguments of `make_row`: study, subject, seed, model, condition, metric, and
+        chance, p_value, transductive where they apply.
+    """
+    low, high = bootstrap_interval(values, rng, n_resamples, level, groups)
+    mean = nested_mean(values, groups)
+    return make_row(value=mean, ci_low=low, ci_high=high, n=len(np.asarray(values)), **cells)
+
+
+def write_table(path: str | Path, rows: Iterable[Mapping[str, object]]) -> Path:
+    """Check all rows and write them as CSV; the file appears whole or not at all.
+
+    Raises
+    ------
+    TableError
+        No rows, a row with other columns than `COLUMNS`, a bad cell, or two rows with one key.
+    """
+    path = Path(path)
+    checked = _check_rows(rows, str(path))
+    with atomic_file(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([_format(row[name]) for name in COLUMNS] for row in checked)
+    return path
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a table and check it as strictly as `write_table` does.
+
+    Returns
+    -------
+    DataFrame with the columns `COLUMNS`
+        Text as str, seed as Int64 (missing where there is none), n as int64, transductive as
+        bool, all else float64 with NaN for empty cells.
+
+    Raises
+    ------
+    FileNotFoundError, TableError
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no table {path}: run the notebook that writes it")
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise TableError(f"{path}: the header is {lines[:1]}, expected {', '.join(COLUMNS)}")
+    rows = []
+    for number, cells in enumerate(lines[1:], start=2):
+        if len(cells) != len(COLUMNS):
+            raise TableError(f"{path}, line {number}: {len(cells)} cells instead of {len(COLUMNS)}")
+        try:
+            rows.append({name: _parse(name, c) for name, c in zip(COLUMNS, cells, strict=True)})
+        except ValueError as error:
+            raise TableError(f"{path}, line {number}: {error}") from None
+    table = pd.DataFrame(_check_rows(rows, str(path)), columns=list(COLUMNS))
+    types = dict.fromkeys(FLOAT_COLUMNS, "float64") | {"seed": "Int64", "n": "int64"}
+    return table.astype(types | {"transductive": "bool"})
+
+
+def _check_rows(rows: Iterable[Mapping[str, object]], where: str) -> list[dict[str, object]]:
+    checked: list[dict[str, object]] = []
+    seen = set()
+    for number, row in enumerate(rows, start=1):
+        if set(row) != set(COLUMNS):
+            missing, extra = set(COLUMNS) - set(row), set(row) - set(COLUMNS)
+            raise TableError(
+                f"{where}, row {number}: missing columns {sorted(missing)}, "
+                f"unknown columns {sorted(extra)}"
+            )
+        try:
+            checked.append(make_row(**row))
+        except TableError as error:
+            raise TableError(f"{where}, row {number}: {error}") from None
+        key = tuple(checked[-1][name] for name in KEY)
+        if key in seen:
+            raise TableError(f"{where}, row {number}: a second row for {' / '.join(map(str, key))}")
+        seen.add(key)
+    if not checked:
+        raise TableError(f"{where}: no rows")
+    return checked
+
+
+def _check_consistency(row: Mapping[str, object], where: str) -> None:
+    low, high, p_value = row["ci_low"], row["ci_high"], row["p_value"]
+    if math.isnan(low) != math.isnan(high) or low > high:
+        raise TableError(f"{where}: the interval is [{low}, {high}], give both ends in order")
+    if p_value <= 0 or p_value > 1:
+        raise TableError(f"{where}: p_value is {p_value}, expected (0, 1]; no test gives exactly 0")
+    if not math.isnan(row["value"]):
+        return
+    if not (math.isnan(low) and math.isnan(p_value)):
+        raise TableError(f"{where}: there is an interval or a p-value but no value")
+    name, _, note = row["metric"].partition(" (")
+    if not name or len(note) < 2 or not note.endswith(")"):
+        raise TableError(
+            f"{where}: no value and no reason; give note='weights not available' or the like"
+        )
+
+
+def _format(cell: object) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, float):
+        # adding 0 turns -0.0 into 0.0
+        return "" if math.isnan(cell) else f"{cell + 0.0:.{SIGNIFICANT_DIGITS}g}"
+    return str(cell)
+
+
+def _parse(name: str, text: str) -> object:
+    if name in TEXT_COLUMNS:
+        return text
+    if name in FLOAT_COLUMNS:
+        return float(text) if text else math.nan
+    if name == "transductive":
+        if text not in ("True", "False"):
+            raise ValueError(f"transductive is {text!r}, expected True or False")
+        return text == "True"
+    if name == "seed" and not text:
+        return None
+    return int(text)

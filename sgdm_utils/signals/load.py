@@ -1,0 +1,202 @@
+"""What training notebooks share: trials of all subjects in one place, batches, schedules."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sgdm_utils.datasets import splits
+from sgdm_utils.signals.files import Averages, TrialFile, TrialFiles
+from sgdm_utils.signals.quality import repetition_groups
+from sgdm_utils.workflow import artifacts as workflow_artifacts
+
+
+@dataclass(frozen=True)
+class TrialSet:
+    """Preprocessed trials of several subjects with the same channels and samples.
+
+    Attributes
+    ----------
+    eeg : array or TrialFiles of shape (n_trials, n_channels, n_times), float32
+        A small set is in memory; a large one stays on the disk, where `eeg[rows]` reads the rows
+        that are asked for and nothing else.
+    table : DataFrame, one row per trial: `subject`, `subject_index`, `image_id`, `concept`, `split`, ...
+    positions : float32 array of shape (n_channels, 3), unit vectors of the electrodes
+    times : array of shape (n_times,), seconds
+    sfreq : float, Hz
+    artifacts : list of Artifact, the inputs to name in a manifest
+    transductive : bool
+        True when something that the trials went through was fitted on test trials (a whitener).
+    """
+
+    eeg: np.ndarray | TrialFiles
+    table: pd.DataFrame
+    positions: np.ndarray
+    times: np.ndarray
+    sfreq: float
+    artifacts: list
+    transductive: bool = False
+
+    @property
+    def subjects(self) -> list[str]:
+        """Subjects in the order of `subject_index`."""
+        pairs = self.table[["subject", "subject_index"]].drop_duplicates()
+        return pairs.sort_values("subject_index")["subject"].tolist()
+
+    def averages(
+        self, split: str, max_repetitions: int | None = None
+    ) -> tuple[Averages, pd.DataFrame]:
+        """One averaged epoch for each picture and subject of a split.
+
+        Returns
+        -------
+        eeg : Averages of shape (n_subjects * n_images, n_channels, n_times), float32
+            Averaged when asked for: `eeg[rows]`, or `eeg[:]` where all of them fit into memory.
+        table : DataFrame with `subject`, `subject_index`, `image_id`, `concept`, `n_averaged`
+        """
+        rows = np.flatnonzero(self.table["split"] == split)
+        if not len(rows):
+            raise ValueError(f"no trial in split {split!r}")
+        groups, table = repetition_groups(self.table, rows, max_repetitions)
+        index = {s: i for i, s in enumerate(self.subjects)}
+        return Averages(self.eeg, groups), table.assign(subject_index=table["subject"].map(index))
+
+
+def load_trials(study: str, subjects: Sequence[str], memory_bytes: int = 1 << 30) -> TrialSet:
+    """Read the `preprocessing` artifacts of several subjects, asserting that they fit together.
+
+    Parameters
+    ----------
+    memory_bytes : int, trials that take more than this together are left on the disk
+
+    Raises
+    ------
+    ValueError
+        If channels or samples differ between subjects.
+    sgdm_utils.datasets.splits.SplitError
+        If the split leaks.
+    """
+    from sgdm_utils.decoding.encoders import electrode_positions
+
+    eeg, tables, artifacts, first = [], [], [], None
+    for i, subject in enumerate(subjects):
+        artifact = workflow_artifacts.read_artifact(study, subject, "preprocessing")
+        montage = json.loads((artifact / "montage.json").read_text())
+        key = (list(montage["positions_m"]), montage["sfreq"], montage["tmin"])
+        first = first or (subject, key)
+        if key != first[1]:
+            raise ValueError(
+                f"{subject} and {first[0]} differ in channels, sampling rate or epoch: run "
+                "01_preprocessing with the same parameters for both"
+            )
+        eeg.append(TrialFile(artifact / "eeg.npy"))
+        table = pd.read_parquet(artifact / "trials.parquet").assign(subject_index=i)
+        tables.append(table)
+        artifacts.append(artifact)
+    table = pd.concat(tables, ignore_index=True)
+    splits.assert_split_integrity(table)
+    files = TrialFiles(eeg)
+    chs = [{"ch_name": n, "loc": np.array(p)} for n, p in montage["positions_m"].items()]
+    return TrialSet(
+        eeg=files[:] if 4 * math.prod(files.shape) <= memory_bytes else files,
+        table=table,
+        positions=electrode_positions(chs),
+        times=np.load(artifacts[0] / "times.npy"),
+        sfreq=montage["sfreq"],
+        artifacts=artifacts,
+        transductive=any(artifact.notes["transductive"] for artifact in artifacts),
+    )
+
+
+class AveragingSampler:
+    """Batches of (subject, image) pairs whose repetitions are averaged in random number.
+
+    An epoch visits every pair once. For each visit, a random number of the pair's repetitions is
+    averaged: single trials teach noise, averages teach the answer, and the test set holds averages.
+
+    Parameters
+    ----------
+    trials : TrialSet
+    split : str
+    batch_size : int
+    rng : numpy.random.Generator
+    """
+
+    def __init__(
+        self, trials: TrialSet, split: str, batch_size: int, rng: np.random.Generator
+    ) -> None:
+        rows = trials.table[trials.table["split"] == split]
+        grouped = rows.groupby(["subject_index", "image_id"], sort=True)
+        self.members = [g.to_numpy() for g in grouped.groups.values()]
+        keys = list(grouped.groups)
+        self.subject = np.array([k[0] for k in keys])
+        self.image_id = np.array([k[1] for k in keys])
+        self.trials, self.batch_size, self.rng = trials, batch_size, rng
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.members) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, np.ndarray]]:
+        """Yields (eeg (batch, n_channels, n_times), subject (batch,), image ids (batch,))."""
+        order = self.rng.permutation(len(self.members))
+        for start in range(0, len(order), self.batch_size):
+            pairs = order[start : start + self.batch_size]
+            batch = np.empty((len(pairs), *self.trials.eeg.shape[1:]), np.float32)
+            for i, pair in enumerate(pairs):
+                members = self.members[pair]
+                k = self.rng.integers(1, len(members) + 1)
+                batch[i] = self.trials.eeg[self.rng.permutation(members)[:k]].mean(0)
+            yield (
+                torch.from_numpy(batch),
+                torch.from_numpy(self.subject[pairs]),
+                self.image_id[pairs],
+            )
+
+
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer, n_steps: int, warmup: int = 20
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then half a cosine down to zero."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, n_steps - warmup))))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@torch.no_grad()
+def embed(encoder, eeg: np.ndarray, subject: np.ndarray, batch: int = 512) -> torch.Tensor:
+    """Apply an encoder to epochs in batches, in evaluation mode.
+
+    Returns
+    -------
+    float32 tensor of shape (n, n_outputs) on the CPU
+    """
+    was_training = encoder.training
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    parts = []
+    for i in range(0, len(eeg), batch):
+        x = torch.tensor(eeg[i : i + batch]).to(device)
+        s = torch.tensor(subject[i : i + batch]).to(device)
+        parts.append(encoder(x, s).float().cpu())
+    encoder.train(was_training)
+    return torch.cat(parts)
+
+
+def training_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where the processor computes in it, float32 elsewhere (emulation is slower)."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # torch names its probes differently from version to version; a missing one counts as "no"
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    able = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+    return torch.bfloat16 if torch.device(device).type == "cpu" and able else torch.float32

@@ -1,0 +1,380 @@
+"""Artifacts with manifests: what was computed, from what, by which code, and does it still hold?
+
+A notebook writes its result with `write_artifact` and reads the results of earlier notebooks with
+`read_artifact`. The manifest keeps *identity* (what changes numbers: parameters, code, inputs,
+locked packages) apart from *provenance* (when, on what machine, how long). Reading checks that
+every file is there and that every input, back to the recording, is still the one that was used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgdm_utils.workflow import atomic, digests, machine, manifests, paths
+from sgdm_utils.workflow.digests import notebook_code_digest
+from sgdm_utils.workflow.manifests import (
+    ArtifactError,
+    IncompleteArtifactError,
+    MissingArtifactError,
+    ParameterConflictError,
+    StaleArtifactError,
+    StaleCodeWarning,
+    UpstreamParameters,
+)
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "IncompleteArtifactError",
+    "MissingArtifactError",
+    "ParameterConflictError",
+    "StaleArtifactError",
+    "StaleCodeWarning",
+    "UpstreamParameters",
+    "changed_code",
+    "forget_unless_current",
+    "notebook_code_digest",
+    "read_artifact",
+    "write_artifact",
+]
+
+MANIFEST = "manifest.json"
+CONTENT = "content.sha256"  # one line; its change is what makes later steps run again
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A result on disk; ``artifact / "x.npy"`` is the path of one of its files.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    manifest : dict
+        The content of its ``manifest.json``.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    def __truediv__(self, name: str) -> Path:
+        path = self.path / name
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{paths.relative(self.path)} holds no {name!r}; "
+                f"it holds: {', '.join(self.manifest['files'])}"
+            )
+        return path
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What changes numbers: labels, parameters, digests of code, inputs and lock."""
+        return self.manifest["identity"]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Parameters of the notebook that wrote it."""
+        return self.identity["parameters"]
+
+    @property
+    def upstream_parameters(self) -> UpstreamParameters:
+        """Own parameters and those of all inputs, own ones first."""
+        stage = self.identity["stage"]
+        return UpstreamParameters({**self.identity["upstream"], stage: self.parameters}, own=stage)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the notebook wished to tell later ones: names of axes, units, counts."""
+        return self.manifest["notes"]
+
+    @property
+    def content_digest(self) -> str:
+        """SHA-256 over files and parameters: everything that a reader can take from here."""
+        return self.manifest["content_digest"]
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return _label(*(self.identity[key] for key in ("study", "who", "stage", "seed")))
+
+
+@contextlib.contextmanager
+def write_artifact(
+    study: str,
+    who: str,
+    stage: str,
+    seed: int | None = None,
+    *,
+    notebook: str,
+    parameters: Mapping[str, Any],
+    inputs: Sequence[Artifact] = (),
+    notes: Mapping[str, Any] | None = None,
+) -> Iterator[Path]:
+    """Write one artifact, whole or not at all.
+
+    Parameters
+    ----------
+    study, who, stage, seed
+        Where it belongs, see `paths.stage_dir`.
+    notebook : str
+        Stem of the notebook that writes; its code and the modules it imports become part of the
+        identity.
+    parameters : mapping
+        The notebook's own parameters, by name.
+    inputs : sequence of Artifact
+        What was read. All of it: this is how a later change is noticed.
+    notes : mapping, optional
+        Anything later notebooks or people should know. Read at the end, so it may be filled inside
+        the block.
+
+    Yields
+    ------
+    Path
+        An empty folder. It takes the artifact's place, with ``manifest.json``, when the block ends
+        without an error; until then, and after an error, the previous artifact stays.
+
+    Raises
+    ------
+    ParameterConflictError
+        When inputs of one stage (e.g. two subjects) were made with different parameters.
+    ArtifactError
+        When the block wrote nothing, or a parameter or note cannot be told in JSON.
+    """
+    target = paths.stage_dir(study, who, stage, seed)
+    identity = {
+        "study": study,
+        "who": who,
+        "seed": seed,
+        "stage": stage,
+        "notebook": notebook,
+        "parameters": manifests.plain(dict(parameters), "parameter"),
+        "upstream": manifests.merge_upstream(inputs),
+        "code": digests.code_digests(notebook),
+        "inputs": {
+            _relative_to_data(artifact.path): artifact.content_digest for artifact in inputs
+        },
+        "lock": digests.lock_digest(),
+    }
+    with atomic.atomic_directory(target) as out:
+        yield out
+        files = manifests.describe_files(out)
+        if not files:
+            raise ArtifactError(
+                f"no file was written for {_label(study, who, stage, seed)}; "
+                "the previous artifact, if any, stays"
+            )
+        manifest = {
+            "identity": identity,
+            "content_digest": manifests.content_digest(files, identity["parameters"]),
+            "files": files,
+            "provenance": machine.provenance(),
+            "notes": manifests.plain(dict(notes or {}), "note"),
+        }
+        (out / MANIFEST).write_text(
+            json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        (out / CONTENT).write_text(manifest["content_digest"] + "\n", encoding="ascii")
+
+
+def read_artifact(
+    study: str, who: str, stage: str, seed: int | None = None, *, verify: bool = False
+) -> Artifact:
+    """Open one artifact after checking that it is whole and that its inputs are unchanged.
+
+    Parameters
+    ----------
+    study, who, stage, seed
+        Where it belongs, see `paths.stage_dir`.
+    verify : bool
+        Also read every file and compare its SHA-256; without it names and sizes are compared, which
+        is instant.
+
+    Raises
+    ------
+    MissingArtifactError
+        When it, or one of the inputs it was made from, is not there; names the notebook to run.
+    StaleArtifactError
+        When an input has been computed anew with another content.
+    IncompleteArtifactError
+        When files are missing or differ from what the manifest says.
+
+    Warns
+    -----
+    StaleCodeWarning
+        When the code that made it has been edited since.
+    """
+    folder = paths.stage_dir(study, who, stage, seed)
+    artifact = _open(folder, (study, who, stage, seed))
+    _check_files(artifact, verify)
+    _check_inputs(artifact)
+    changed = changed_code(artifact)
+    if changed:
+        warnings.warn(
+            f"{artifact.label} was made before the last edit of {', '.join(changed)}. "
+            f"To compute it anew: {_command(artifact.identity)}",
+            StaleCodeWarning,
+            stacklevel=2,
+        )
+    return artifact
+
+
+def forget_unless_current(folder: Path, parameters: Mapping[str, Any]) -> None:
+    """Remove the content file of a result that a run with `parameters` would not give.
+
+    A workflow engine, which looks at that file only, then computes the result anew. Everything else
+    stays until the new result replaces it.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the artifact; it need not exist.
+    parameters : mapping
+        Values of all parameters of its notebook. Those that the manifest does not record are not
+        compared.
+    """
+    if not (folder / CONTENT).is_file():
+        return
+    try:
+        artifact = _open(folder, _labels_of(_relative_to_data(folder)))
+        _check_files(artifact, verify=False)
+        _check_inputs(artifact)
+        recorded = artifact.parameters
+        wanted = manifests.plain(dict(parameters), "parameter")
+        current = not changed_code(artifact) and all(
+            wanted.get(name, value) == value for name, value in recorded.items()
+        )
+    except ArtifactError:
+        current = False
+    if not current:
+        (folder / CONTENT).unlink()
+
+
+def changed_code(artifact: Artifact) -> list[str]:
+    """Return what has been edited since: the notebook, helper modules, the lock file."""
+    notebook = artifact.identity["notebook"]
+    then = artifact.identity["code"]
+    try:
+        now = digests.code_digests(notebook)
+    except FileNotFoundError:
+        return [f"{notebook} (the notebook is gone)"]
+    changed = [] if then["notebook"] == now["notebook"] else [notebook]
+    modules = then["modules"].keys() | now["modules"].keys()
+    changed += sorted(
+        f"sgdm_utils.{m}" for m in modules if then["modules"].get(m) != now["modules"].get(m)
+    )
+    if artifact.identity["lock"] != digests.lock_digest():
+        changed.append("requirements.lock")
+    return changed
+
+
+def _open(
+    folder: Path, labels: tuple[str, str, str, int | None], wanted_by: Artifact | None = None
+) -> Artifact:
+    atomic.recover(folder)
+    study, who, stage, seed = labels
+    place = {"study": study, "who": who, "stage": stage, "seed": seed}
+    if not (folder / MANIFEST).is_file():
+        reason = f", from which {wanted_by.label} was made," if wanted_by else ""
+        raise MissingArtifactError(
+            f"{_label(*labels)}{reason} is not there (looked in {paths.relative(folder)}). Make "
+            f"it: {_command(place)}"
+        )
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        artifact = Artifact(folder, manifest)
+        sound = artifact.content_digest == manifests.content_digest(
+            manifest["files"], artifact.parameters
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IncompleteArtifactError(
+            f"{paths.relative(folder / MANIFEST)} cannot be read ({error}). Make it anew: "
+            f"{_command(place)}"
+        ) from error
+    if not sound:
+        raise IncompleteArtifactError(
+            f"{paths.relative(folder / MANIFEST)} contradicts itself: it has been edited. Make it "
+            f"anew: {_command(place)}"
+        )
+    found = tuple(artifact.identity[key] for key in ("study", "who", "stage", "seed"))
+    if found != labels:
+        raise IncompleteArtifactError(
+            f"{paths.relative(folder)} holds {_label(*found)}, not {_label(*labels)}: it was "
+            "copied or renamed by hand. "
+            f"Remove the folder and run: {_command(place)}"
+        )
+    return artifact
+
+
+def _check_files(artifact: Artifact, verify: bool) -> None:
+    remedy = f"Make it anew: {_command(artifact.identity)}"
+    for name, facts in artifact.manifest["files"].items():
+        path = artifact.path / name
+        if not path.is_file():
+            raise IncompleteArtifactError(f"{artifact.label} lacks its file {name}. {remedy}")
+        size = path.stat().st_size
+        if size != facts["size"]:
+            raise IncompleteArtifactError(
+                f"{paths.relative(path)} has {size} bytes where {facts['size']} were written. "
+                f"{remedy}"
+            )
+        if verify and atomic.digest_file(path) != facts["sha256"]:
+            raise IncompleteArtifactError(
+                f"{paths.relative(path)} is not what was written (SHA-256 differs). {remedy}"
+            )
+
+
+def _check_inputs(wanted: Artifact) -> None:
+    """Compare the recorded with the present digests of all inputs, back to the recording."""
+    seen: dict[str, Artifact] = {}
+    waiting = [wanted]
+    while waiting:
+        artifact = waiting.pop()
+        for place, recorded in artifact.identity["inputs"].items():
+            if place not in seen:
+                folder = paths.data_dir() / place
+                seen[place] = _open(folder, _labels_of(place), wanted_by=artifact)
+                waiting.append(seen[place])
+            source = seen[place]
+            if source.content_digest != recorded:
+                reason = "" if artifact is wanted else f"{wanted.label} cannot be used: "
+                raise StaleArtifactError(
+                    f"{reason}{artifact.label} was made from an earlier version of {source.label}, "
+                    f"which has been computed anew since. Run: {_command(artifact.identity)} "
+                    "(to run all that is affected, in order: "
+                    f"snakemake --cores 1 --config study={artifact.identity['study']})"
+                )
+
+
+def _labels_of(place: str) -> tuple[str, str, str, int | None]:
+    """Read study, who, stage and seed from ``derived/<study>/<who>/[seed-<n>/]<stage>``."""
+    _, study, who, *rest = place.split("/")
+    seed = int(rest[0].removeprefix("seed-")) if len(rest) == 2 else None
+    return study, who, rest[-1], seed
+
+
+def _relative_to_data(folder: Path) -> str:
+    return Path(folder).relative_to(paths.data_dir()).as_posix()
+
+
+def _label(study: str, who: str, stage: str, seed: int | None) -> str:
+    return f"{stage!r} of {who}{'' if seed is None else f', seed {seed}'} in study {study!r}"
+
+
+def _command(place: Mapping[str, Any]) -> str:
+    """Return the command that computes an artifact, as far as its notebook is known."""
+    known = paths.STAGES.get(place["stage"])
+    notebook = place.get("notebook") or (known.notebook if known else None)
+    if notebook is None:
+        return f"run the notebook that writes stage {place['stage']!r}"
+    command = f"python -m sgdm_utils.workflow.run {notebook} --study {place['study']}"
+    if place["who"] != paths.JOINT:
+        command += f" --subject {place['who']}"
+    if place["seed"] is not None:
+        command += f" --seed {place['seed']}"
+    return command

@@ -1,0 +1,384 @@
+"""What a study consists of: subjects, seeds, parameters that differ from the defaults.
+
+``config/<study>.yaml`` is checked in two steps before anything runs: its frame against
+``config/schema.json``, and the section of each notebook against that notebook's own parameters
+cell, which is the only place where names, types and defaults are declared.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sgdm_utils.workflow import paths, schemas
+from sgdm_utils.workflow.parameters import Parameter, ParameterError, declared, type_problem
+
+#: Parameters that the plan sets; a notebook's section may not.
+_SET_BY_PLAN = ("study", "subject", "subjects")
+
+
+class ConfigError(ValueError):
+    """A configuration, or what was asked for on the command line, cannot be run as it stands."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A checked configuration.
+
+    Attributes
+    ----------
+    study : str
+        Name, equal to the stem of the file.
+    subjects : tuple of str
+        BIDS names, ``"sub-01"``.
+    seeds : tuple of int
+        Training seeds.
+    notebooks : dict of str to dict
+        Parameters that differ from the defaults, by notebook.
+    path : Path
+        The file it was read from.
+    until : str
+        Last notebook of the plan.
+    extra_seeds : tuple of int
+        Training seeds that are run on request only, to see how much the training decides.
+    """
+
+    study: str
+    subjects: tuple[str, ...]
+    seeds: tuple[int, ...]
+    notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    path: Path = Path()
+    until: str = "99"
+    extra_seeds: tuple[int, ...] = ()
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds of the plan and those on request."""
+        return (*self.seeds, *self.extra_seeds)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One execution of one notebook.
+
+    Attributes
+    ----------
+    study, notebook, stage : str
+        What runs, and the artifact it writes.
+    subject : str or None
+        None when the notebook takes all subjects together.
+    seed : int or None
+        None when the result does not depend on a training seed.
+    """
+
+    study: str
+    notebook: str
+    stage: str
+    subject: str | None = None
+    seed: int | None = None
+
+    @property
+    def who(self) -> str:
+        """Folder under which the result is kept."""
+        return self.subject or paths.JOINT
+
+    @property
+    def artifact(self) -> Path:
+        """Folder of the result."""
+        return paths.stage_dir(self.study, self.who, self.stage, self.seed)
+
+    @property
+    def executed(self) -> Path:
+        """Path of the executed copy."""
+        return paths.executed_notebook(self.study, self.notebook, self.who, self.seed)
+
+    @property
+    def command(self) -> str:
+        """Command that runs it alone."""
+        parts = ["python -m sgdm_utils.workflow.run", self.notebook, "--study", self.study]
+        parts += [] if self.subject is None else ["--subject", self.subject]
+        parts += [] if self.seed is None else ["--seed", str(self.seed)]
+        return " ".join(parts)
+
+
+def load(study: str) -> StudyConfig:
+    """Read and check ``config/<study>.yaml``.
+
+    Parameters
+    ----------
+    study : str
+        Stem of the file.
+
+    Raises
+    ------
+    ConfigError
+        When the file is missing or no YAML, a key is unknown or twice there, or a parameter is
+        unknown to its notebook or of another type. All findings are listed.
+    """
+    path = paths.config_dir() / f"{study}.yaml"
+    if not path.is_file():
+        there = studies()
+        raise ConfigError(
+            f"there is no study {study!r}: {paths.relative(path)} does not exist. "
+            f"{_suggest(study, there, 'studies')}"
+        )
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{paths.relative(path)} is no valid YAML: {error}") from error
+    problems = _frame_problems(content)
+    if not problems and content["study"] != study:
+        problems.append(f"study: is {content['study']!r}, but the file is named {path.name}")
+    sections = {}
+    if not problems:
+        sections = {name: values or {} for name, values in (content.get("notebooks") or {}).items()}
+        for notebook, values in sections.items():
+            problems += _section_problems(notebook, values)
+    if problems:
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        raise ConfigError(f"{paths.relative(path)} cannot be used:\n{listing}")
+    until = content.get("until", StudyConfig.until)
+    if until != StudyConfig.until and until not in {s.notebook for s in paths.STAGES.values()}:
+        there = [stage.notebook for stage in paths.STAGES.values()]
+        problem = f"until: {_suggest(until, there, 'notebooks')}"
+        raise ConfigError(f"{paths.relative(path)} cannot be used:\n  {problem}")
+    seeds, extra = (tuple(content.get(name, ())) for name in ("seeds", "extra_seeds"))
+    if twice := sorted({*seeds} & {*extra}):
+        problem = f"extra_seeds: {twice[0]} is one of seeds already"
+        raise ConfigError(f"{paths.relative(path)} cannot be used:\n  {problem}")
+    return StudyConfig(study, tuple(content["subjects"]), seeds, sections, path, until, extra)
+
+
+def studies() -> list[str]:
+    """Return the names of all configurations."""
+    return sorted(path.stem for path in paths.config_dir().glob("*.yaml"))
+
+
+def plan(config: StudyConfig, extra_seeds: bool = False) -> list[Step]:
+    """Return every execution the study consists of, in an order in which they can run.
+
+    Parameters
+    ----------
+    config : StudyConfig
+    extra_seeds : bool
+        Train with the extra seeds as well. They end with the evaluation: they are compared in
+        ``20_seeds``, and a page of their own is made on request only.
+    """
+    steps = []
+    for seed in (None, *(config.all_seeds if extra_seeds else config.seeds)):
+        for stage in paths.STAGES.values():
+            if seed in config.extra_seeds and stage.name == "report":
+                continue
+            if stage.per_seed == (seed is not None) and stage.notebook <= config.until:
+                subjects = config.subjects if stage.per_subject else (None,)
+                steps += [
+                    Step(config.study, stage.notebook, stage.name, subject, seed)
+                    for subject in subjects
+                ]
+    return steps
+
+
+def page_dir(config: StudyConfig, seed: int) -> Path:
+    """Return the folder of the page and the figures of one training seed.
+
+    The first seed's lie in the study's report folder, where readers look; those of another seed in
+    ``seed-<n>`` below it, so that no seed's page takes the place of another's.
+    """
+    folder = paths.report_dir(config.study)
+    return folder if seed == config.seeds[0] else folder / f"seed-{seed}"
+
+
+def step(
+    config: StudyConfig, notebook: str, subject: str | None = None, seed: int | None = None
+) -> Step:
+    """Return the one step that a notebook, a subject and a seed name.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such notebook, or subject or seed are missing, superfluous or not part of
+        the study.
+    """
+    require_notebook(notebook)
+    stage = next((s for s in paths.STAGES.values() if s.notebook == notebook), None)
+    names = notebook_parameters(notebook)
+    per_subject = stage.per_subject if stage else "subject" in names
+    per_seed = stage.per_seed if stage else "seed" in names
+    _check_choice(notebook, "subject", subject, config.subjects if per_subject else None, config)
+    _check_choice(notebook, "seed", seed, config.all_seeds if per_seed else None, config)
+    name = stage.name if stage else Path(notebook).name
+    return Step(config.study, notebook, name, subject, seed)
+
+
+def resolve(config: StudyConfig, step: Step) -> dict[str, Any]:
+    """Return the value of every parameter of a step's notebook, in the order of their declaration.
+
+    Defaults come from the notebook, differences from the configuration; ``study``, ``subject``,
+    ``subjects`` and (for notebooks that depend on a training seed) ``seed`` from the plan.
+
+    Raises
+    ------
+    ConfigError
+        When the notebook does not declare what the plan has to tell it.
+    """
+    known = notebook_parameters(step.notebook)
+    told = {"study": config.study, "subjects": list(config.subjects)}
+    told |= {} if step.subject is None else {"subject": step.subject}
+    told |= {} if step.seed is None else {"seed": step.seed}
+    for name in set(told) - {"subjects"} - set(known):
+        raise ConfigError(
+            f"{step.notebook} has to be told its {name}, but its parameters cell declares no "
+            f"parameter of that name. Add: {name}: {type(told[name]).__name__} = {told[name]!r}"
+        )
+    values = {name: parameter.default for name, parameter in known.items()}
+    values |= {
+        name: _as_declared(known[name], value)
+        for name, value in config.notebooks.get(step.notebook, {}).items()
+    }
+    return values | {name: value for name, value in told.items() if name in known}
+
+
+def parameters_digest(config: StudyConfig, step: Step) -> str:
+    """Return one SHA-256 for the parameters of a step; another value is another result."""
+    text = json.dumps(resolve(config, step), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def notebook_parameters(notebook: str) -> dict[str, Parameter]:
+    """Return what a notebook's parameters cell declares, by name.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such notebook, or its parameters cell is not as it should be.
+    """
+    path = require_notebook(notebook)
+    try:
+        return declared(path)
+    except ParameterError as error:
+        raise ConfigError(f"{paths.relative(path)}: {error}") from error
+
+
+def require_notebook(notebook: str) -> Path:
+    """Return the path of a notebook, or say which ones there are."""
+    path = paths.notebook_path(notebook)
+    if not path.is_file():
+        folder = paths.notebook_dir()
+        there = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in _notebooks(folder))
+        raise ConfigError(
+            f"there is no notebook {notebook!r} in {paths.relative(folder)}. "
+            f"{_suggest(notebook, there, 'notebooks')}"
+        )
+    return path
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key that stands twice in one mapping; plain YAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands there twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _frame_problems(content: Any) -> list[str]:
+    schema = json.loads((paths.config_dir() / "schema.json").read_text(encoding="utf-8"))
+    problems = []
+    for error in schemas.violations(schema, content):
+        if error.validator == "additionalProperties":
+            keys = list(schema["properties"])
+            unknown = [key for key in error.instance if key not in keys]
+            problems += [
+                f"{key}: unknown key. {_suggest(str(key), keys, 'keys')}" for key in unknown
+            ]
+        else:
+            hint = error.schema.get("description")
+            message = f"{schemas.place(error)}: {error.message}"
+            problems.append(f"{message}. {hint}" if hint else message)
+    return problems
+
+
+def _section_problems(notebook: str, values: dict[str, Any]) -> list[str]:
+    try:
+        known = notebook_parameters(notebook)
+    except ConfigError as error:
+        return [f"notebooks.{notebook}: {error}"]
+    per_seed = any(s.per_seed for s in paths.STAGES.values() if s.notebook == notebook)
+    problems = []
+    for name, value in values.items():
+        where = f"notebooks.{notebook}.{name}"
+        if name in _SET_BY_PLAN or (name == "seed" and per_seed):
+            problems.append(f"{where}: is set for you, from study, subjects and seeds above")
+        elif name not in known:
+            free = [key for key in known if key not in _SET_BY_PLAN]
+            problems.append(
+                f"{where}: unknown parameter. {_suggest(str(name), free, 'parameters')}"
+            )
+        elif problem := type_problem(known[name], value):
+            problems.append(f"{where}: {problem}")
+    return problems
+
+
+def _check_choice(
+    notebook: str, what: str, given: Any, choices: Iterable | None, config: StudyConfig
+) -> None:
+    if choices is None:
+        if given is not None:
+            raise ConfigError(f"{notebook} takes no {what}: leave --{what} {given} out")
+    elif given not in choices:
+        listing = ", ".join(map(str, choices))
+        problem = "is needed" if given is None else f"{given} is not part of study {config.study!r}"
+        raise ConfigError(f"{notebook}: --{what} {problem}; choose from: {listing}")
+
+
+def _as_declared(parameter: Parameter, value: Any) -> Any:
+    """Give an integer that YAML read for a decimal number the declared type."""
+    return float(value) if parameter.annotation == "float" else value
+
+
+def _notebooks(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts]
+
+
+def _suggest(name: str, there: list[str], what: str) -> str:
+    close = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"The {what} are: {', '.join(there) or 'none'}"
+
+
+def collect(notebook: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a running notebook has for its own parameters.
+
+    Parameters
+    ----------
+    notebook : str
+        Stem of the notebook.
+    namespace : mapping
+        Its `globals()`.
+
+    Raises
+    ------
+    ConfigError
+        When a value does not have the declared type (somebody edited or injected it).
+    """
+    values = {}
+    for name, parameter in notebook_parameters(notebook).items():
+        problem = type_problem(parameter, namespace[name])
+        if problem:
+            raise ConfigError(f"notebook {notebook}, parameter {name}: {problem}")
+        values[name] = _as_declared(parameter, namespace[name])
+    return values

@@ -1,0 +1,291 @@
+"""Fetch what the catalogue lists: licence first, resumed when interrupted, verified before use.
+
+A file takes its name only when size and checksum are right; pooch verifies and keeps what is there,
+`transfers` continues what broke off. Where no checksum was published, the SHA-256 of the first
+download is written to `fetch.json` and later ones must match it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import fnmatch
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pooch
+from filelock import FileLock, Timeout
+
+from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.workflow import paths
+from sgdm_utils.workflow.atomic import digest_file
+from sgdm_utils.workflow.downloads.archives import folder_of, is_archive, unpack
+from sgdm_utils.workflow.downloads.catalogue import (
+    Entry,
+    LicenceError,
+    RemoteFile,
+    find_entry,
+    load_catalogue,
+    require_licence,
+)
+from sgdm_utils.workflow.downloads.ledger import LEDGER, Ledger
+from sgdm_utils.workflow.downloads.licence_texts import describe, listing, manual_route
+from sgdm_utils.workflow.downloads.transfers import (
+    DownloadError,
+    Retry,
+    Transfer,
+    check_space,
+    mismatch,
+    part_of,
+)
+
+
+def fetch(
+    name: str,
+    files: str | Sequence[str] | None = None,
+    accept_licence: str = "",
+    destination: Path | None = None,
+    catalogue: Mapping[str, Entry] | Path | None = None,
+    progress: bool = True,
+    *,
+    unpack_archives: bool = False,
+    retry: Retry | None = None,
+) -> list[Path]:
+    """Fetch the files of one entry of the catalogue; what is there already is only checked.
+
+    Parameters
+    ----------
+    name : str
+    files : pattern or patterns of paths (`"sub-01/*"`), optional, all files by default
+    accept_licence : str
+        The licence's identifier, for entries that ask for it.
+    destination : Path, optional, `data/raw/<folder of the entry>` by default
+    catalogue : Path or what `load_catalogue` returned, optional, `data/licences.yaml` by default
+    progress : bool, show a bar for each file
+    unpack_archives : bool
+        Unpack archives into a folder beside them, named like them without the suffix.
+    retry : Retry, optional, how often and how long a broken transfer is tried again
+
+    Returns
+    -------
+    list of Path, the files in the order of the catalogue; for an unpacked archive its folder
+
+    Raises
+    ------
+    sgdm_utils.workflow.downloads.catalogue.LicenceError
+        The licence must be accepted and was not.
+    DownloadError
+        No network, a server that breaks off again and again, a wrong file, a full disk; the message
+        holds the manual route. Files fetched before stay, and so does what had arrived of this one.
+    """
+    entry = find_entry(name, catalogue)
+    require_licence(entry, accept_licence)
+    folder = Path(destination) if destination else entry.raw_dir
+    chosen = _choose(entry, files, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        ledger = Ledger(folder, entry)
+        missing = [file for file in chosen if not _is_there(file, folder, ledger)]
+        parts = {file.path: part_of(folder / file.path) for file in missing}
+        arrived = sum(p.stat().st_size for p in parts.values() if p.exists())
+        check_space(folder, sum(file.size or 0 for file in missing) - arrived)
+        for file in missing:
+            try:
+                _fetch_one(file, folder, ledger, retry or Retry(), progress)
+            except DownloadError as error:
+                _remove_if_empty((folder / file.path).parent)
+                rest = [f for f in chosen if not (folder / f.path).exists()]
+                route = manual_route(entry, folder, rest)
+                raise DownloadError(f"{name}: {error}\n{route}") from error
+        return [
+            _unpack_once(folder / file.path, file, ledger)
+            if unpack_archives and is_archive(file.path)
+            else folder / file.path
+            for file in chosen
+        ]
+
+
+# ------------------------------------------------------------------ one file
+
+
+def _choose(
+    entry: Entry, patterns: str | Sequence[str] | None, folder: Path
+) -> tuple[RemoteFile, ...]:
+    if not entry.files:
+        raise DownloadError(
+            f"{entry.name}: no address of a single file is known, so it cannot be fetched from "
+            f"here.\n{manual_route(entry, folder, [])}"
+        )
+    if patterns is None:
+        return entry.files
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(file.path, pattern) for file in entry.files):
+            raise DownloadError(
+                f"{entry.name}: no file matches {pattern!r}; there is "
+                f"{', '.join(file.path for file in entry.files)}"
+            )
+    return tuple(
+        file for file in entry.files if any(fnmatch.fnmatchcase(file.path, p) for p in patterns)
+    )
+
+
+def _is_there(file: RemoteFile, folder: Path, ledger: Ledger) -> bool:
+    """Check a file that is there; False when there is none.
+
+    A file that the ledger knows with this size and time is not read again: a set may be 100 GB.
+    """
+    path = folder / file.path
+    if not path.exists():
+        return False
+    if ledger.unchanged(file, path):
+        return True
+    found = mismatch(file, path) or _differs_from(ledger.sha256(file), path)
+    if found:
+        raise DownloadError(
+            f"{path} is there but is not the published file: {found}. It was left as it is. Move it "
+            "away and run again to fetch it anew"
+        )
+    ledger.record(file, path)
+    return True
+
+
+def _fetch_one(
+    file: RemoteFile, folder: Path, ledger: Ledger, retry: Retry, progress: bool
+) -> None:
+    path = folder / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    transfer = Transfer(file, path, retry, progress)
+    trusted = ledger.sha256(file)
+    known = file.known_hash or (trusted and f"sha256:{trusted}")
+    try:
+        with _quiet_pooch():
+            pooch.retrieve(file.url, known, path.name, path.parent, downloader=transfer)
+    except DatasetError:
+        raise
+    except ValueError as error:  # pooch: the checksum is another one; it removed the file
+        transfer.forget()
+        why = (
+            ""
+            if file.known_hash
+            else (
+                f". The checksum was recorded in {LEDGER} when the file was first fetched; if its "
+                "publisher has replaced it, remove it from there"
+            )
+        )
+        raise DownloadError(
+            f"{file.path}: {file.url} sent another file, it was removed: {error}{why}"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DownloadError(
+            f"{file.path}: the disk is full; what has arrived is kept in {transfer.part}. Free some "
+            "space, or set SGDM_DATA to a folder on a larger disk, and run again"
+        ) from error
+    transfer.forget()
+    ledger.record(file, path)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """An empty `sub-01` would look like a person whose files are missing."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _differs_from(sha256: str | None, path: Path) -> str:
+    if sha256 is None or (received := digest_file(path)) == sha256:
+        return ""
+    return f"expected sha256:{sha256} as recorded in {LEDGER}, received {received}"
+
+
+def _unpack_once(archive: Path, file: RemoteFile, ledger: Ledger) -> Path:
+    folder = folder_of(archive)
+    if not (folder.is_dir() and ledger.unpacked(file) == ledger.sha256(file)):
+        unpack(archive, folder)
+        ledger.record_unpacked(file)
+    return folder
+
+
+# ------------------------------------------------------------------ around it
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes that append to one `.part` would spoil it."""
+    lock = FileLock(folder / ".downloads.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DownloadError(
+            f"another process is fetching into {folder}: wait until it has ended, and run again"
+        ) from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def _quiet_pooch() -> Iterator[None]:
+    """Pooch tells to use the hash as `known_hash`, which is not how this study records it."""
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+# ------------------------------------------------------------------ command line
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns 0, 1 (failed), 3 (licence not accepted) or 130 (interrupted)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sgdm_utils.workflow.downloads.fetch", description=__doc__.split("\n")[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="names, sizes and licences")
+    show = commands.add_parser("show", help="everything about one data set")
+    get = commands.add_parser("fetch", help="fetch the files of one data set")
+    for command in (show, get):
+        command.add_argument("name")
+    get.add_argument("--accept", default="", metavar="LICENCE", help="identifier of its licence")
+    get.add_argument("--files", nargs="+", metavar="PATTERN", help='e.g. "sub-01/*"')
+    get.add_argument("--destination", type=Path, help="folder, below data/raw by default")
+    get.add_argument("--unpack", action="store_true", help="unpack archives beside themselves")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "list":
+            print(listing(load_catalogue()))
+        elif given.command == "show":
+            print(describe(find_entry(given.name)))
+        else:
+            there = fetch(
+                given.name, given.files, given.accept, given.destination,
+                unpack_archives=given.unpack, progress=sys.stderr.isatty(),
+            )  # fmt: skip
+            print("\n".join(paths.relative(path) for path in there))
+            print(
+                "".join(f"next: {step.strip()}\n" for step in find_entry(given.name).after), end=""
+            )
+    except LicenceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what has arrived is kept, the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

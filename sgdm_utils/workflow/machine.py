@@ -1,0 +1,118 @@
+"""What a result was computed on: versions, device, time, memory; no part of its identity."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import psutil
+
+from sgdm_utils.workflow import paths
+
+KEY_PACKAGES = (
+    "numpy",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "scikit-image",
+    "mne",
+    "mne-bids",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "open_clip_torch",
+    "accelerate",
+)
+
+#: What "dirty" looks at; reports and figures that a run has rewritten do not make the code another
+#: one.
+CODE_PATHS = ("sgdm_utils", "notebooks", "config", "requirements.lock")
+
+
+def provenance() -> dict[str, Any]:
+    """Describe this process, its machine and the checkout it runs from.
+
+    Returns
+    -------
+    dict
+        ``git``, ``versions``, ``python``, ``platform``, ``device``, ``n_threads``, ``started`` and
+        ``finished`` (UTC), ``wall_s`` (seconds since this process, the notebook's kernel, started)
+        and ``peak_rss_mb``.
+    """
+    started = psutil.Process().create_time()
+    finished = datetime.now(UTC)
+    return {
+        "git": git_state(),
+        "versions": versions(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device(),
+        "n_threads": n_threads(),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "wall_s": round(finished.timestamp() - started, 1),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that numbers depend on, as far as they are installed."""
+    found = {}
+    for name in KEY_PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device() -> str:
+    """Return the accelerator that torch sees, or ``"cpu"``; torch is not imported for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if torch is not None and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def n_threads() -> int:
+    """Return how many threads torch uses, or how many CPU cores this process may use."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return torch.get_num_threads()
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows do not tell
+        return os.cpu_count() or 1
+
+
+def peak_rss_mb() -> float:
+    """Return the largest resident memory this process has had, in units of 1e6 bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows keeps the figure elsewhere
+        return psutil.Process().memory_info().peak_wset / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def git_state() -> dict[str, Any]:
+    """Return commit and dirty flag of the checkout; None where git cannot tell."""
+    commit = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain", "--", *CODE_PATHS) if commit else None
+    return {"commit": commit or None, "dirty": None if status is None else bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(paths.project_root()), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

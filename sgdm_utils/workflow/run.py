@@ -1,0 +1,224 @@
+"""Run one notebook of a study.
+
+``python -m sgdm_utils.workflow.run 01_preprocessing --study demo --subject sub-01``
+
+The notebook's parameters come from ``config/<study>.yaml``; the executed copy, also of a run that
+failed, is kept in ``reports/<study>/executed``. ``--list`` shows what a study consists of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sgdm_utils.workflow import config as study_config
+from sgdm_utils.workflow import paths
+from sgdm_utils.workflow.config import ConfigError, Step, StudyConfig
+from sgdm_utils.workflow.progress import Progress
+
+_ENGINE = "sgdm-progress"
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised an error, or the kernel died; the message is for the user."""
+
+
+def execute(config: StudyConfig, step: Step) -> Path:
+    """Run one step and return the path of the executed copy.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        The study.
+    step : Step
+        Which notebook, for whom.
+
+    Raises
+    ------
+    ConfigError
+        Before anything runs, when the parameters do not fit the notebook.
+    NotebookFailed
+        When a cell failed; the executed copy with the traceback is kept.
+    """
+    papermill = _papermill()  # takes a second, which --list and refusals need not wait for
+    import nbformat
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    values = study_config.resolve(config, step)
+    # Only what differs is handed over: the executed copy of a default run has no injected cell and
+    # is what the notebook looks like when it is opened and run by hand.
+    defaults = study_config.notebook_parameters(step.notebook)
+    differing = {name: value for name, value in values.items() if value != defaults[name].default}
+    source = paths.notebook_path(step.notebook)
+    target = step.executed
+    target.parent.mkdir(parents=True, exist_ok=True)
+    running = target.with_name(f"{target.stem}.running.ipynb")
+    # A python3 kernel that the user installed from another environment must not take over.
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    # The kernel imports this copy of the package, also where another checkout is installed.
+    search = [str(paths.project_root()), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
+    _register_engine()
+    cells = papermill.iorw.load_notebook_node(str(source)).cells
+    progress = Progress(_label(step), _with_injected(cells, bool(differing)), sys.stderr)
+    failure = None
+    try:
+        with progress:
+            papermill.execute_notebook(
+                str(source),
+                str(running),
+                parameters=differing,
+                engine_name=_ENGINE,
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(source.parent),
+                progress=progress,
+                # Results are written when the last cell ends, and waiting for a kernel with torch
+                # to take itself apart would add two seconds. Preprocessing has scratch files,
+                # which its kernel removes in the end.
+                shutdown_kernel="graceful" if step.subject else "immediate",
+                # ipykernel warns about its unencrypted connection, which never leaves this machine
+                extra_arguments=["--IPKernelApp.log_level=40"],
+            )
+    except PapermillExecutionError as error:
+        message = _ANSI.sub("", f"{error.ename}: {error.evalue}")
+        section = progress.section(error.cell_index)
+        failure = (
+            f"[{progress.label}] failed in cell In [{error.exec_count}]"
+            f"{f' of section {section!r}' if section else ''}\n{message}"
+        )
+    except DeadKernelError:
+        failure = (
+            f"[{progress.label}] the kernel died after {progress.elapsed:.0f} s, having used up to "
+            f"{progress.peak_rss / 1e9:.1f} GB. If that is about what this machine has, it ran out "
+            "of memory: choose smaller batches or fewer pictures in the study's configuration"
+        )
+    finally:
+        if running.is_file():
+            notebook = nbformat.read(running, as_version=4)
+            _forget_paths(notebook, step)
+            nbformat.write(notebook, running)
+            os.replace(running, target)
+    if not failure and step.stage in paths.STAGES:
+        failure = _nothing_new(step, progress)
+    if failure:
+        raise NotebookFailed(f"{failure}\nExecuted copy: {paths.relative(target)}")
+    return target
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m sgdm_utils.workflow.run", description=__doc__)
+    parser.add_argument("notebook", nargs="?", help="stem of a notebook, e.g. 01_preprocessing")
+    parser.add_argument("--study", default="demo", help="a file in config/ (default: demo)")
+    parser.add_argument("--subject", help="for notebooks that run once per subject, e.g. sub-01")
+    parser.add_argument("--seed", type=int, help="for notebooks that run once per training seed")
+    parser.add_argument("--list", action="store_true", help="show the plan of the study and stop")
+    options = parser.parse_args(arguments)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, _stop)  # so that the kernel is shut down, too
+    try:
+        config = study_config.load(options.study)
+        if options.list:
+            for step in study_config.plan(config):
+                print(step.command)
+            return 0
+        if options.notebook is None:
+            parser.error("name a notebook, or use --list")
+        notebook = options.notebook.removeprefix("notebooks/").removesuffix(".ipynb")
+        step = study_config.step(config, notebook, options.subject, options.seed)
+        execute(config, step)
+    except (ConfigError, NotebookFailed) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; results of earlier notebooks are kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _papermill() -> ModuleType:
+    """The package papermill.
+
+    It imports jsonschema, which builds a grammar of international internet addresses on import and
+    takes a second for it, before each notebook of a study. No notebook's schema asks for such
+    addresses, so the grammar stays out; jsonschema does without, as where it is not installed.
+    """
+    grammar = "rfc3987_syntax"
+    loaded = sys.modules.setdefault(grammar, None)  # importing None fails, jsonschema expects that
+    try:
+        import papermill
+    finally:
+        if loaded is None:
+            del sys.modules[grammar]
+    return papermill
+
+
+def _register_engine() -> None:
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class ProgressEngine(NBClientEngine):
+        """papermill's own engine, telling a `Progress` when a cell begins."""
+
+        @classmethod
+        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
+            progress = kwargs.pop("progress")
+            tell = nb_man.cell_start
+
+            def cell_start(cell: Any, cell_index: int, **rest: Any) -> None:
+                progress.cell(cell_index)
+                tell(cell, cell_index, **rest)
+
+            nb_man.cell_start = cell_start
+            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+    papermill_engines.register(_ENGINE, ProgressEngine)
+
+
+def _with_injected(cells: list[dict], injected: bool) -> list[dict]:
+    """Return the cells as papermill will run them, with the cell of injected parameters."""
+    if not injected:
+        return cells
+    after = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    return [*cells[: after + 1], {"cell_type": "code", "source": ""}, *cells[after + 1 :]]
+
+
+def _nothing_new(step: Step, progress: Progress) -> str | None:
+    """Return what is wrong when a notebook ran to its end without writing its artifact."""
+    manifest = step.artifact / "manifest.json"
+    if manifest.is_file() and manifest.stat().st_mtime >= time.time() - progress.elapsed - 1:
+        return None
+    return (
+        f"[{progress.label}] ran to its end but did not write {paths.relative(step.artifact)}: "
+        f"its last section has to call provenance.write_artifact(..., {step.stage!r}, ...)"
+    )
+
+
+def _forget_paths(notebook: Any, step: Step) -> None:
+    """Replace the absolute paths that papermill writes into the metadata."""
+    about = notebook.metadata.get("papermill", {})
+    about["input_path"] = f"notebooks/{step.notebook}.ipynb"
+    about["output_path"] = step.executed.name
+
+
+def _label(step: Step) -> str:
+    parts = [step.notebook, step.subject, None if step.seed is None else f"seed {step.seed}"]
+    return " ".join(part for part in parts if part)
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

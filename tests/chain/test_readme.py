@@ -1,0 +1,58 @@
+"""README, citation and the demo's tables tell the same story."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+
+import pytest
+import yaml
+
+from sgdm_utils.metrics import tables
+from sgdm_utils.workflow import paths
+
+ROOT = paths.project_root()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def fill_readme():
+    spec = importlib.util.spec_from_file_location("fill_readme", ROOT / "tools/fill_readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_results_in_the_readme_are_those_of_the_tables(fill_readme, monkeypatch):
+    monkeypatch.delenv("SGDM_REPORTS", raising=False)
+    assert fill_readme.fill(README, fill_readme.results()) == README
+
+
+def test_an_edited_number_would_be_noticed(fill_readme, monkeypatch):
+    monkeypatch.delenv("SGDM_REPORTS", raising=False)
+    inside = README.partition(fill_readme.BEGIN)[2].partition(fill_readme.END)[0]
+    edited = README.replace(inside, re.sub(r"0\.(\d)", r"1.\1", inside))
+    assert fill_readme.fill(edited, fill_readme.results()) != edited
+
+
+def test_files_that_the_readme_links_to_exist():
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert len(targets) > 10
+    assert [t for t in targets if not (ROOT / t).exists()] == []
+
+
+def test_every_demo_number_has_its_controls():
+    rows = tables.read_table(ROOT / "reports/demo/tables/reconstruction.csv")
+    for _, part in rows.groupby("metric"):
+        if part["value"].notna().any():
+            assert {"eeg", "shuffled_eeg", "oracle"} <= set(part["condition"]) or set(
+                part["condition"]
+            ) == {"seen"}
+
+
+def test_the_citation_names_the_authors_of_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    paper = citation["references"][0]
+    names = [a["family-names"] for a in paper["authors"]]
+    assert names == ["Lian", "Cang", "Hu", "He", "Shi"]
+    assert paper["identifiers"][0]["value"] == "arXiv:2604.22649"

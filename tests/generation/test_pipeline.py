@@ -1,0 +1,253 @@
+"""From EEG to pictures in one call: decoder, pipeline, its refusals and its card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import mne
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+from sgdm_utils.datasets.bids import STANDARD_MONTAGE
+from sgdm_utils.decoding.encoders import electrode_positions
+from sgdm_utils.generation import networks
+from sgdm_utils.generation.autoencoder import PictureVAE
+from sgdm_utils.generation.decoder import EEGDecoder
+from sgdm_utils.generation.guide import LatentClassifier
+from sgdm_utils.generation.model_card import write_model_card
+from sgdm_utils.generation.multiscale import resolutions
+from sgdm_utils.generation.pipeline import SGDMPipeline
+from sgdm_utils.workflow import paths
+
+SIZE, EMBED, CHANNELS, N_TIMES, SFREQ = 32, 6, 4, 40, 100.0
+NAMES = ["Oz", "O1", "O2", "Pz", "Cz"]
+KINDS = ["cross", "ring", "star"]
+
+
+def standard_positions(names) -> np.ndarray:
+    found = mne.channels.make_standard_montage(STANDARD_MONTAGE).get_positions()["ch_pos"]
+    return electrode_positions([{"ch_name": n, "loc": found[n]} for n in names])
+
+
+def make_pipeline(n_latent=CHANNELS, size=SIZE, kinds=KINDS, embed=EMBED) -> SGDMPipeline:
+    torch.manual_seed(0)
+    vae = PictureVAE(size, patch=8, latent_channels=n_latent, width=16)
+    vae.fit_patches(torch.rand(40, 3, size, size) * 2 - 1)
+    vae.latent_std.fill_(4.0)
+    unet = networks.make_unet(n_latent, vae.grid, embed, 32, (32, 32))
+    controlnet = networks.make_controlnet(unet, size)
+    for network in (unet, controlnet):
+        for p in network.parameters():
+            torch.nn.init.normal_(p, std=0.08)
+    condition = networks.ConditionEmbedder(embed, len(kinds), resolutions(unet), 3, 32)
+    scheduler = DPMSolverMultistepScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )  # fmt: skip
+    encoder = dict(n_chans=5, n_times=N_TIMES, sfreq=SFREQ, n_subjects=2, n_virtual=8, width=8)
+    decoder = EEGDecoder(
+        encoder | {"n_outputs": embed}, encoder | {"n_outputs": 8},
+        {"size": size, "latent_dim": 8, "width": 8}, NAMES, ["sub-01", "sub-02"], kinds,
+        ["pic-a", "pic-b", "pic-c"],
+    )  # fmt: skip
+    for part in (decoder.meaning, decoder.structure):
+        part.default_positions.copy_(torch.from_numpy(standard_positions(NAMES)))
+        with torch.no_grad():
+            part.subject += 0.1 * torch.randn(part.subject.shape)
+    decoder.gallery.copy_(torch.randn(3, embed))
+    decoder.factor.copy_(torch.tensor([0.5, 1.0, 0.75]))
+    decoder.meaning_noise.copy_(torch.tensor([0.8, 0.6, 0.7]))
+    decoder.structure_noise.copy_(torch.tensor([0.9, 0.7, 0.8]))
+    parts = [vae, unet, controlnet, condition]
+    classifier = LatentClassifier(n_latent, len(kinds), width=16)
+    pipe = SGDMPipeline(*(p.eval() for p in parts), scheduler, classifier.eval(), decoder.eval())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline()
+
+
+@pytest.fixture
+def eeg():
+    return np.random.default_rng(0).standard_normal((3, 5, N_TIMES)).astype(np.float32)
+
+
+def draw(pipe, eeg, **options):
+    options = {"num_inference_steps": 3, "subject": "sub-01"} | options
+    options.setdefault("generator", torch.Generator().manual_seed(0))
+    return pipe(eeg, **options)
+
+
+# the decoder
+
+
+def test_the_decoder_is_the_encoders_with_their_scales(pipe, eeg):
+    d = pipe.decoder
+    told = d(eeg, NAMES, ["sub-01", "sub-02", None])
+    person = torch.tensor([0, 1, -1])
+    with torch.no_grad():
+        z = d.meaning(torch.from_numpy(eeg), person)
+        code = d.structure(torch.from_numpy(eeg), person) * d.code_spread + d.code_center
+        maps = d.structure_vae.maps(code)
+    assert torch.allclose(told.embedding, torch.tensor([0.5, 1.0, 0.75])[:, None] * z, atol=1e-5)
+    assert told.embedding_noise.tolist() == pytest.approx([0.8, 0.6, 0.7])
+    assert told.structure_noise.tolist() == pytest.approx([0.9, 0.7, 0.8])
+    assert torch.allclose(told.maps, maps, atol=1e-5)
+    assert torch.allclose(told.category.sum(1), torch.ones(3), atol=1e-5)
+
+
+def test_a_higher_temperature_makes_the_category_less_sure(eeg):
+    decoder = make_pipeline().decoder
+    sure = decoder(eeg).category.amax(1)
+    decoder.temperature.fill_(10.0)
+    assert (decoder(eeg).category.amax(1) < sure).all()
+
+
+def test_electrodes_may_be_names_positions_fewer_or_others(pipe, eeg):
+    d = pipe.decoder
+    plain = d(eeg).embedding
+    assert torch.allclose(plain, d(eeg, NAMES).embedding, atol=1e-5)
+    assert torch.allclose(plain, d(eeg, standard_positions(NAMES)).embedding, atol=1e-4)
+    order = [3, 0, 4, 1, 2]
+    shuffled = d(eeg[:, order], [NAMES[i] for i in order]).embedding
+    assert torch.allclose(plain, shuffled, atol=1e-4), "the order of channels must not matter"
+    assert d(eeg[:, :2], ["Oz", "O1"]).embedding.shape == (3, EMBED)
+    assert d(eeg[:, :2], ["PO7", "T8"]).maps.shape == (3, 2, SIZE, SIZE)  # not in training
+
+
+def test_neighbours_are_the_nearest_of_the_gallery(pipe):
+    gallery = pipe.decoder.gallery
+    found = pipe.decoder.neighbours(3 * gallery[[2, 0]] + 0.01, 2)
+    assert [row[0] for row in found] == ["pic-c", "pic-a"] and len(found[0]) == 2
+
+
+# the pipeline
+
+
+def test_one_call_gives_pictures_maps_neighbours_and_categories(pipe, eeg):
+    out = draw(pipe, eeg, electrodes=NAMES, n_neighbours=2)
+    assert out.images.shape == (3, SIZE, SIZE, 3) and out.images.dtype == np.float32
+    assert 0 <= out.images.min() and out.images.max() <= 1
+    assert out.maps.shape == (3, 2, SIZE, SIZE)
+    assert [len(row) for row in out.neighbours] == [2, 2, 2]
+    assert out.category.shape == (3, 3) and out.previews == {}
+
+
+def test_it_is_the_generator_on_what_the_decoder_says(pipe, eeg):
+    told = pipe.decoder(eeg, subject="sub-02")
+    expected = pipe.generate(
+        told.embedding, told.maps, 1.3, 0.8, 3, torch.Generator().manual_seed(4),
+        told.embedding_noise, told.structure_noise, told.category, 0.5,
+    )  # fmt: skip
+    made = draw(
+        pipe, eeg, subject="sub-02", semantic_scale=1.3, structure_scale=0.8, category_scale=0.5,
+        generator=torch.Generator().manual_seed(4),
+    )  # fmt: skip
+    assert np.array_equal(made.images, expected)
+
+
+def test_a_cpu_generator_fixes_the_pictures_and_batches_do_not_matter(pipe, eeg):
+    assert np.array_equal(draw(pipe, eeg).images, draw(pipe, eeg).images)
+    each = [[torch.Generator().manual_seed(i) for i in range(3)] for _ in range(2)]
+    together, apart = (
+        draw(pipe, eeg, generator=g, batch_size=b).images for g, b in zip(each, (3, 1), strict=True)
+    )
+    assert np.allclose(together, apart, atol=1e-4)
+
+
+def test_previews_grow_with_what_is_settled(pipe, eeg):
+    out = draw(pipe, eeg, previews=True, num_inference_steps=6)
+    shapes = {k: p.shape[1] for k, p in out.previews.items()}
+    assert shapes == {"low": SIZE // 4, "middle": SIZE // 2, "full": SIZE}
+    # the last belief is the picture, up to the sampler's last half step
+    assert np.abs(out.previews["full"] - out.images).mean() < 0.05
+
+
+def test_saved_and_loaded_it_gives_the_same_and_has_a_card(pipe, eeg, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    card = write_model_card(
+        tmp_path / "model", pipe, {"seed": 0}, "Not for real brains."
+    ).read_text()
+    loaded = SGDMPipeline.from_pretrained(tmp_path / "model")
+    loaded.set_progress_bar_config(disable=True)
+    mine, theirs = draw(pipe, eeg, electrodes=NAMES), draw(loaded, eeg, electrodes=NAMES)
+    assert np.array_equal(mine.images, theirs.images)
+    assert mine.neighbours == theirs.neighbours
+    assert "'Oz', 'O1', 'O2'" in card and "sub-01" in card and "Not for real brains." in card
+    n = sum(p.numel() for p in pipe.unet.parameters())
+    assert f"| unet | UNet2DConditionModel | {n:,} |" in card
+
+
+def test_a_fresh_interpreter_loads_it_with_one_import(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    code = "from sgdm_utils.generation.pipeline import SGDMPipeline as P; print(P.from_pretrained('model').decoder.config.subjects)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(paths.project_root())},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "['sub-01', 'sub-02']" in done.stdout
+
+
+def test_a_missing_component_is_named(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "controlnet")
+    with pytest.raises(FileNotFoundError, match="controlnet is missing"):
+        SGDMPipeline.from_pretrained(tmp_path / "model")
+
+
+def test_components_of_other_configurations_are_refused(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    others = {
+        "latent channels of vae and unet": {"vae": make_pipeline(n_latent=8).vae},
+        "latent grid": {"vae": PictureVAE(64, patch=8, latent_channels=CHANNELS, width=16)},
+        "categories of classifier": {"classifier": LatentClassifier(CHANNELS, 5, width=16)},
+        "embedding dimension of decoder": {"decoder": make_pipeline(embed=7).decoder},
+        "resolutions": {"condition": networks.ConditionEmbedder(EMBED, 3, (4,), 3, 32)},
+    }
+    for message, part in others.items():
+        with pytest.raises(ValueError, match=message):
+            SGDMPipeline.from_pretrained(tmp_path / "model", **part)
+
+
+def test_without_decoder_or_classifier_it_says_so(pipe, eeg):
+    parts = {k: getattr(pipe, k) for k in ("vae", "unet", "controlnet", "condition", "scheduler")}
+    bare = SGDMPipeline(**parts)
+    with pytest.raises(ValueError, match="no EEG decoder"):
+        bare(eeg)
+    with pytest.raises(ValueError, match="no classifier"):
+        bare.generate(
+            torch.zeros(1, EMBED), None, category=torch.tensor([[1.0, 0, 0]]), category_scale=1.0
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eeg": np.zeros((0, 5, N_TIMES))}, "not empty"),
+        ({"eeg": np.zeros((5, N_TIMES))}, "expected \\(batch"),
+        ({"eeg": np.full((2, 5, N_TIMES), np.nan)}, r"NaN or infinity, first in epochs \[0, 1\]"),
+        ({"eeg": np.zeros((2, 5, N_TIMES + 1))}, f"built for {N_TIMES} samples"),
+        ({"sfreq": 250.0}, "trained at 100 Hz"),
+        ({"eeg": np.zeros((2, 4, N_TIMES))}, "4 channels but positions"),
+        ({"electrodes": ["Oz", "O1", "O2", "Pz", "E77"]}, "no electrode position for E77"),
+        ({"electrodes": np.zeros((5, 3))}, "electrode 0 is not a unit vector"),
+        ({"electrodes": np.zeros((5, 2))}, "unit vectors of shape"),
+        ({"subject": "sub-09"}, "unknown subject 'sub-09'"),
+        ({"subject": ["sub-01"]}, "1 subjects for 3 epochs"),
+        ({"semantic_scale": -0.5}, "must not be negative"),
+        ({"structure_scale": -0.5}, "must not be negative"),
+        ({"num_inference_steps": 0}, "at least 1"),
+    ],
+)
+def test_bad_input_is_refused_and_named(pipe, eeg, change, message):
+    with pytest.raises(ValueError, match=message):
+        draw(pipe, **({"eeg": eeg} | change))

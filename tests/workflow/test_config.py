@@ -1,0 +1,276 @@
+"""Configurations: refused with a useful message before anything runs."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+
+from sgdm_utils.workflow import config, parameters, paths
+
+DATA_CELL = """
+study: str = "demo"  # name of the study
+subjects: list[str] = ["sub-01"]  # who was recorded
+seed: int = 7  # of the simulation
+snr: float = 1.0  # gain; 0 = noise alone
+n_scenes: int = 40  # pictures
+use_ica: bool = True  # remove eye movements
+channels: list[str] = []  # to drop
+keep: dict[str, list[str]] = {}  # rows, by column
+limit: int | None = None  # trials
+"""
+LATER_CELL = (
+    'study: str = "demo"  # name\nseed: int = 0  # of training\nrate: float = 1.0e-3  # step'
+)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Two folders, config and notebooks, of a temporary project; writes a config when called."""
+    folders = {name: tmp_path / name for name in ("config", "notebooks")}
+    for folder in folders.values():
+        folder.mkdir()
+    (folders["config"] / "schema.json").write_text((paths.config_dir() / "schema.json").read_text())
+    monkeypatch.setattr(paths, "config_dir", lambda: folders["config"])
+    monkeypatch.setattr(paths, "notebook_dir", lambda: folders["notebooks"])
+    for stage in paths.STAGES.values():
+        write_notebook(stage.notebook, LATER_CELL)
+    write_notebook("00_data", DATA_CELL)
+    write_notebook("01_preprocessing", 'study: str = "demo"\nsubject: str = "sub-01"\n')
+
+    def write(text: str = "", name: str = "mine", subjects: str = "[sub-01, sub-02]") -> None:
+        (folders["config"] / f"{name}.yaml").write_text(
+            f"study: mine\nsubjects: {subjects}\nseeds: [0, 3]\n{text}"
+        )
+
+    write()
+    return write
+
+
+def write_notebook(name: str, source: str) -> None:
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), paths.notebook_path(name))
+
+
+def section(text: str) -> str:
+    return f"notebooks:\n  00_data:\n    {text}\n"
+
+
+def refusal(study: str = "mine") -> str:
+    with pytest.raises(config.ConfigError) as caught:
+        config.load(study)
+    return str(caught.value)
+
+
+def test_the_plan_is_every_notebook_for_every_subject_and_seed_in_order(project):
+    steps = config.plan(config.load("mine"))
+    assert [(s.notebook[:2], s.subject, s.seed) for s in steps] == [
+        ("00", None, None),
+        ("01", "sub-01", None),
+        ("01", "sub-02", None),
+        *((f"0{n}", None, 0) for n in range(2, 8)),
+        *((f"0{n}", None, 3) for n in range(2, 8)),
+    ]
+    assert steps[1].command == (
+        "python -m sgdm_utils.workflow.run 01_preprocessing --study mine --subject sub-01"
+    )
+    assert steps[-1].artifact == paths.stage_dir("mine", "joint", "report", 3)
+    assert steps[-1].executed.name == "joint_seed-3_07_figures.ipynb"
+
+
+def test_extra_seeds_run_on_request_only_and_end_with_the_evaluation(project):
+    plain = config.plan(config.load("mine"))
+    project("extra_seeds: [5]\n")
+    mine = config.load("mine")
+    assert config.plan(mine) == plain
+    added = config.plan(mine, extra_seeds=True)[len(plain) :]
+    assert [(s.notebook[:2], s.seed) for s in added] == [(f"0{n}", 5) for n in range(2, 7)]
+    assert config.step(mine, "06_evaluation", seed=5) == added[-1]
+    project("extra_seeds: [3, 5]\n")
+    assert "extra_seeds: 3 is one of seeds already" in refusal()
+
+
+def test_values_come_from_defaults_then_configuration_then_plan(project):
+    project(section("{snr: 2, limit: 5, keep: {trial_type: [face]}}"))
+    study = config.load("mine")
+    values = config.resolve(study, config.step(study, "00_data"))
+    assert values["study"] == "mine" and values["subjects"] == ["sub-01", "sub-02"]
+    assert values["seed"] == 7  # the simulation's, not a training seed
+    assert values["snr"] == 2.0 and isinstance(values["snr"], float)
+    assert values["limit"] == 5 and values["n_scenes"] == 40
+    step = config.step(study, "03_contrastive_alignment", seed=3)
+    assert config.resolve(study, step) == {"study": "mine", "seed": 3, "rate": 1e-3}
+
+
+def test_the_digest_changes_with_any_value_also_with_a_default(project):
+    study = config.load("mine")
+    step = config.step(study, "03_contrastive_alignment", seed=3)
+    before = config.parameters_digest(study, step)
+    assert config.parameters_digest(study, step) == before
+    write_notebook("03_contrastive_alignment", LATER_CELL.replace("1.0e-3", "2.0e-3"))
+    assert config.parameters_digest(study, step) != before
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("snr_db: 3.0", ["notebooks.00_data.snr_db: unknown parameter", "Did you mean snr"]),
+        ("zzz: 3.0", ["The parameters are: seed, snr, n_scenes"]),
+        ("snr: 1e-4", ["'1e-4' is of type str where float", "text: write 1.0e-04"]),
+        ("snr: '0.5'", ["'0.5' is of type str where float", "write 0.5"]),
+        ("snr: true", ["True is of type bool where float"]),
+        ("n_scenes: 1.5", ["1.5 is of type float where int is declared (default 40)"]),
+        ("n_scenes: true", ["True is of type bool where int"]),
+        ("use_ica: 1", ["1 is of type int where bool"]),
+        ("channels: Fp1", ["'Fp1' is of type str where list[str]"]),
+        ("channels: [Fp1, no]", ["['Fp1', False] is of type list where list[str]"]),
+        ("keep: {a: b}", ["{'a': 'b'} is of type dict where dict[str, list[str]]"]),
+        ("study: other", ["notebooks.00_data.study: is set for you"]),
+        ("subjects: [sub-01]", ["notebooks.00_data.subjects: is set for you"]),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_named_with_its_remedy(project, text, expected):
+    project(section(text))
+    message = refusal()
+    assert "mine.yaml cannot be used" in message
+    for part in expected:
+        assert part in message
+
+
+def test_a_training_seed_cannot_be_set_in_a_section(project):
+    project("notebooks: {03_contrastive_alignment: {seed: 4}}")
+    assert "03_contrastive_alignment.seed: is set for you" in refusal()
+
+
+def test_all_findings_are_listed_at_once(project):
+    project("notebooks: {00_data: {snr: a, n_scene: 3}, 03_contrastive_alignement: {rate: 1.0}}")
+    message = refusal()
+    assert message.count("\n") == 3
+    assert "Did you mean n_scenes" in message
+    assert "there is no notebook '03_contrastive_alignement'" in message
+    assert "Did you mean 03_contrastive_alignment?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("notebook: {}", "notebook: unknown key. Did you mean notebooks?"),
+        ("seeds: [1]", "the key 'seeds' stands there twice"),
+        ("notebooks: [1", "is no valid YAML"),
+        ("notebooks: {00_data: 3}", "notebooks.00_data: 3 is not of type"),
+    ],
+)
+def test_a_wrong_frame_is_refused(project, text, expected):
+    project(text)
+    assert expected in refusal()
+
+
+@pytest.mark.parametrize(
+    ("subjects", "expected"),
+    [
+        ("[]", "subjects: [] should be non-empty. Subjects as BIDS names them"),
+        ("[sub-01, sub-01]", "has non-unique elements"),
+        ("[1]", "subjects[0]: 1 is not of type 'string'"),
+        ("['01']", "subjects[0]: '01' does not match '^sub-"),
+    ],
+)
+def test_wrong_subjects_are_refused(project, subjects, expected):
+    project(subjects=subjects)
+    assert expected in refusal()
+
+
+def test_a_file_of_another_name_is_refused(project):
+    project(name="other")
+    assert "study: is 'mine', but the file is named other.yaml" in refusal("other")
+
+
+def test_a_missing_study_says_which_there_are(project):
+    assert "Did you mean mine?" in refusal("mime")
+    assert "The studies are: mine" in refusal("zzz")
+
+
+def test_empty_sections_are_no_error(project):
+    project("notebooks:\n  00_data:\n")
+    assert config.load("mine").notebooks == {"00_data": {}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("00_dta",), "Did you mean 00_data?"),
+        (("01_preprocessing",), "--subject is needed; choose from: sub-01, sub-02"),
+        (("01_preprocessing", "sub-9"), "--subject sub-9 is not part of study 'mine'; choose"),
+        (("00_data", "sub-01"), "takes no subject: leave --subject sub-01 out"),
+        (("00_data", None, 0), "takes no seed"),
+        (("03_contrastive_alignment",), "--seed is needed; choose from: 0, 3"),
+        (("03_contrastive_alignment", None, 1), "--seed 1 is not part of study"),
+    ],
+)
+def test_a_step_that_is_not_in_the_plan_is_refused(project, arguments, expected):
+    with pytest.raises(config.ConfigError) as caught:
+        config.step(config.load("mine"), *arguments)
+    assert expected in str(caught.value)
+
+
+def test_a_notebook_that_does_not_take_what_the_plan_tells_it_is_refused(project):
+    write_notebook("03_contrastive_alignment", 'study: str = "demo"')
+    study = config.load("mine")
+    with pytest.raises(config.ConfigError, match="declares no parameter of that name. Add: seed"):
+        config.resolve(study, config.step(study, "03_contrastive_alignment", seed=0))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a = 1", "'a = 1' in the parameters cell is not 'name: type = literal'"),
+        ("a: int = 1\nprint(a)", "'print(a)' in the parameters cell is not"),
+        ("a: int = 1 + n", "a parameter is a literal"),
+        ("a: int = len('x')", "a parameter is a literal"),
+        ("a: int = 1\na: int = 2", "'a' is declared twice"),
+        ("a: int = 1.5", "the default of parameter 'a': 1.5 is of type float where int"),
+        ("a: Path = 'x'", "type 'Path' cannot be checked"),
+        ("a: int = ", "no valid Python"),
+    ],
+)
+def test_a_parameters_cell_that_is_not_as_it_should_be_is_refused(source, expected):
+    with pytest.raises(parameters.ParameterError) as caught:
+        parameters.parse(source)
+    assert expected in str(caught.value)
+
+
+def test_a_parameter_keeps_its_comment_and_its_type():
+    found = parameters.parse("a: int | None = None  # hertz; b = 3\nb: 'list[int]' = [-1]\n")
+    assert found["a"] == parameters.Parameter("a", "int | None", None, "hertz; b = 3")
+    assert found["b"].default == [-1] and found["b"].annotation == "list[int]"
+    long = parameters.parse("a: float = (\n    0.25  # share\n)")["a"]
+    assert (long.default, long.help) == (0.25, "share")
+
+
+@pytest.mark.parametrize("tags", [[], ["other"]])
+def test_a_notebook_without_parameters_cell_is_refused(project, tags):
+    cell = nbformat.v4.new_code_cell("a: int = 1", metadata={"tags": tags})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), paths.notebook_path("00_data"))
+    with pytest.raises(config.ConfigError, match="0 cells are tagged 'parameters'"):
+        config.notebook_parameters("00_data")
+
+
+def test_a_file_that_is_no_notebook_is_refused(project):
+    paths.notebook_path("00_data").write_text("{")
+    with pytest.raises(config.ConfigError, match="00_data.ipynb: this is no notebook"):
+        config.notebook_parameters("00_data")
+
+
+@pytest.mark.parametrize("study", config.studies())
+def test_every_committed_study_is_valid(study):
+    steps = config.plan(loaded := config.load(study))
+    for step in steps:
+        assert config.resolve(loaded, step)["study"] == study
+
+
+def test_the_demo_is_the_defaults():
+    """What JupyterLab, nbval and make demo run is one and the same thing."""
+    demo = config.load("demo")
+    assert demo.notebooks == {}
+    for notebook in {step.notebook for step in config.plan(demo)}:
+        step = next(s for s in config.plan(demo) if s.notebook == notebook)
+        defaults = {n: p.default for n, p in config.notebook_parameters(notebook).items()}
+        assert config.resolve(demo, step) == defaults

@@ -1,0 +1,377 @@
+"""The runner and the graph, on a miniature project whose notebooks take a second each."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+from fake_study import FakeProject
+
+from sgdm_utils.workflow import config as study_config
+from sgdm_utils.workflow import paths
+
+
+@pytest.fixture
+def project(tmp_path):
+    return FakeProject.create(tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A miniature project after one complete run of the graph; copy it before you change it."""
+    project = FakeProject.create(tmp_path_factory.mktemp("project"))
+    done = project.snakemake("--quiet", "all")
+    assert done.returncode == 0, done.stderr
+    numbers = [name[:2] for name in ran(done)]
+    assert numbers == ["00", "01", "01", "02", "03", "04", "05", "06", "07"]
+    return project
+
+
+@pytest.fixture
+def complete(finished, tmp_path):
+    """A copy of the finished project that a test may change."""
+    shutil.copytree(finished.root, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return FakeProject(tmp_path)
+
+
+def ran(done: subprocess.CompletedProcess) -> list[str]:
+    """Return what ran to its end, in order."""
+    return re.findall(r"^\[(.*)\] done in", done.stderr, re.MULTILINE)
+
+
+def test_a_notebook_runs_and_leaves_an_executed_copy_without_absolute_paths(project, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = project.run("00_data", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert list(elsewhere.iterdir()) == []
+    assert json.loads((project.artifact("joint", "data") / "manifest.json").read_text())
+    executed = project.root / "reports/demo/executed/joint_00_data.ipynb"
+    assert str(project.root) not in executed.read_text()
+    book = nbformat.read(executed, as_version=4)
+    assert [c.execution_count for c in book.cells if c.cell_type == "code"] == [1, 2, 3]
+    assert [path.name for path in executed.parent.iterdir()] == [executed.name]
+
+
+def test_a_log_gets_a_line_per_section_and_the_time_and_memory_at_the_end(project):
+    lines = project.run("00_data").stderr.splitlines()
+    assert re.fullmatch(r'\[00_data\] cell 1/3  "00_data"  0:0\d', lines[0])
+    assert re.fullmatch(r'\[00_data\] cell 2/3  "Reading"  0:0\d', lines[1])
+    assert re.fullmatch(r'\[00_data\] cell 3/3  "Writing the result"  0:0\d', lines[2])
+    assert re.fullmatch(r"\[00_data\] done in 0:\d\d, peak \d\.\d GB", lines[3])
+    assert len(lines) == 4
+
+
+def test_a_long_cell_is_heard_of_in_a_log(project, monkeypatch):
+    sources = (project.root / "sgdm_utils" / "progress.py").read_text()
+    short = sources.replace("_LOG_EVERY_S = 15.0", "_LOG_EVERY_S = 1.0")
+    assert short != sources
+    (project.root / "sgdm_utils" / "progress.py").write_text(short)
+    project.edit_notebook("00_data", "values =", "import time; time.sleep(4)\nvalues =")
+    assert project.run("00_data").stderr.count("cell 3/3") >= 3
+
+
+def test_on_a_terminal_one_line_rewrites_itself(project):
+    parent, child = pty.openpty()
+    subprocess.run(
+        [sys.executable, "-m", "sgdm_utils.workflow.run", "00_data"],
+        cwd=project.root,
+        env=project.environment() | {"COLUMNS": "60"},
+        stderr=child,
+        check=True,
+        timeout=120,
+    )
+    os.close(child)
+    text = os.read(parent, 100_000).decode()
+    os.close(parent)
+    live, rest = text.rsplit("\r\x1b[K", 1)
+    assert live.count("\n") == 0 and live.count('\r\x1b[K[00_data] cell 3/3  "Writing') >= 1
+    assert all(len(part) < 60 for part in live.split("\r\x1b[K"))
+    assert re.fullmatch(r"\[00_data\] done in 0:\d\d, peak \d\.\d GB\r\n", rest)
+
+
+def test_defaults_are_not_injected_and_other_values_are(project):
+    project.write_config("{00_data: {size: 9}}", seeds="[0, 5]")
+    assert project.run("00_data").returncode == 0
+    book = nbformat.read(project.root / "reports/demo/executed/joint_00_data.ipynb", as_version=4)
+    injected = [c.source for c in book.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert len(injected) == 1 and "size = 9" in injected[0] and "study" not in injected[0]
+    manifest = json.loads((project.artifact("joint", "data") / "manifest.json").read_text())
+    assert manifest["identity"]["parameters"] == {"study": "demo", "size": 9, "seed": 7}
+
+
+def test_a_failing_cell_gives_its_own_message_the_place_and_the_copy(project):
+    done = project.run("03_contrastive_alignment", "--seed", "0")
+    assert done.returncode == 1
+    assert "failed in cell In [2] of section 'Reading'" in done.stderr
+    assert "MissingArtifactError: 'data' of joint in study 'demo' is not there" in done.stderr
+    assert "python -m sgdm_utils.workflow.run 00_data --study demo" in done.stderr
+    assert "Traceback (most recent call last)" not in done.stderr and "\x1b" not in done.stderr
+    copy = re.search(r"Executed copy: (\S+)", done.stderr).group(1)
+    book = nbformat.read(project.root / copy, as_version=4)
+    errors = [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "error"]
+    assert [error.ename for error in errors] == ["MissingArtifactError"]
+
+
+def test_a_kernel_that_dies_is_reported_with_its_memory(project):
+    project.edit_notebook("00_data", "values =", "import os; os._exit(9)\nvalues =")
+    done = project.run("00_data")
+    assert done.returncode == 1
+    assert "the kernel died after" in done.stderr and "ran out of memory" in done.stderr
+
+
+def test_a_notebook_that_forgets_its_artifact_has_failed(complete):
+    complete.edit_notebook("00_data", "values =", "import sys; raise SystemExit(0)\nvalues =")
+    done = complete.run("00_data")
+    assert done.returncode == 1
+    assert "did not write data/derived/demo/joint/data" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("00_dta",), "there is no notebook '00_dta' in notebooks. Did you mean 00_data?"),
+        (("00_data", "--study", "dmo"), "there is no study 'dmo': config/dmo.yaml does not exist"),
+        (("01_preprocessing",), "--subject is needed; choose from: sub-01, sub-02"),
+        (("00_data", "--seed", "0"), "takes no seed"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_runs(project, arguments, expected):
+    done = project.run(*arguments)
+    assert done.returncode == 1
+    assert expected in done.stderr and "Traceback" not in done.stderr
+    assert not (project.root / "reports").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [("{sice: 3}", "Did you mean size or seed?"), ("{size: 1e3}", "write 1.0e+03")],
+)
+def test_a_parameter_that_does_not_fit_is_refused_by_runner_and_graph(project, values, expected):
+    project.write_config(f"{{00_data: {values}}}")
+    for done in (project.run("00_data"), project.snakemake("--quiet", "all")):
+        assert done.returncode == 1
+        assert expected in done.stderr + done.stdout
+    assert not (project.root / "reports").exists()
+
+
+def test_papermill_comes_without_the_grammar_of_addresses(project):
+    """It would take a second before each notebook; jsonschema still loads it for who asks later."""
+    code = (
+        "import sys; from sgdm_utils import run; run._papermill(); "
+        "assert 'jsonschema' in sys.modules and 'rfc3987_syntax' not in sys.modules; "
+        "import rfc3987_syntax"
+    )
+    done = project.python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_plan_is_listed(project):
+    project.write_config(seeds="[0, 1]")
+    lines = project.run("--list").stdout.splitlines()
+    assert len(lines) == 1 + 2 + 2 * 6
+    assert (
+        lines[2]
+        == "python -m sgdm_utils.workflow.run 01_preprocessing --study demo --subject sub-02"
+    )
+
+
+def test_termination_ends_the_kernel_too(project):
+    project.edit_notebook("00_data", "values =", "import time; time.sleep(60)\nvalues =")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sgdm_utils.workflow.run", "00_data"],
+        cwd=project.root,
+        env=project.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "cell 3/3" not in process.stderr.readline():
+        assert process.poll() is None
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    assert "interrupted" in process.stderr.read()
+    process.stderr.close()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def test_the_graph_writes_every_artifact_and_then_has_nothing_to_do(complete):
+    for stage in paths.STAGES.values():
+        for who in ("sub-01", "sub-02") if stage.per_subject else ("joint",):
+            folder = complete.artifact(who, stage.name, 0 if stage.per_seed else None)
+            assert (folder / "manifest.json").is_file(), folder
+    assert (complete.root / "reports/demo/index.html").is_file()
+    done = complete.snakemake("--quiet", "all")
+    assert (done.returncode, ran(done)) == (0, [])
+
+
+def test_every_seed_gets_a_page_of_its_own(complete):
+    complete.write_config(seeds="[0, 3]")
+    done = complete.snakemake("--quiet", "all")
+    assert done.returncode == 0, done.stderr
+    assert [name[:2] for name in ran(done)] == ["02", "03", "04", "05", "06", "07"]
+    assert (complete.root / "reports/demo/seed-3/index.html").is_file()
+    assert not (complete.root / "reports/demo/seed-0").exists()
+
+
+@pytest.mark.parametrize(
+    ("people", "seeds", "extra", "steps"),
+    [
+        ("[sub-01]", "[0]", "", 2 + 6),
+        ("[sub-01, sub-02]", "[0, 1, 2]", "", 3 + 3 * 6),
+        ("[sub-01, sub-02, sub-A3]", "[4]", "extra_seeds: [1, 2]", 4 + 6 + 2 * 5),
+        ("[sub-01]", "[5, 6]", "until: 04_structure_decoding", 2 + 2 * 3),
+    ],
+)
+def test_the_graph_plans_every_shape_of_a_study(project, people, seeds, extra, steps):
+    project.write_config(seeds=seeds, extra=extra, people=people)
+    done = project.snakemake("--dry-run", "--config", "study=demo", "extra_seeds=true")
+    assert done.returncode == 0, done.stderr
+    planned = re.findall(r"^total +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
+    assert int(planned[0]) == steps + 1  # "all" is a job, too
+
+
+@pytest.mark.parametrize("study", study_config.studies())
+def test_the_graph_plans_every_committed_study(study, tmp_path):
+    environment = os.environ | {
+        "SGDM_DATA": str(tmp_path / "d"),
+        "SGDM_REPORTS": str(tmp_path / "r"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--nolock",
+         "--config", f"study={study}"],
+        cwd=paths.project_root(), env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    n_steps = len(study_config.plan(study_config.load(study)))
+    planned = re.findall(r"^total +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
+    assert int(planned[0]) == n_steps + 1  # "all" is a job, too
+
+
+@pytest.mark.parametrize("threads", ["3", None])
+def test_the_graph_leaves_the_number_of_threads_alone(project, monkeypatch, threads):
+    """Snakemake would let every notebook compute with one thread."""
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("MKL_NUM_THREADS", threads)
+    project.write_helper("__import__('os').environ.get('MKL_NUM_THREADS')")
+    done = project.snakemake("--quiet", "all", "--until", "00_data")
+    assert done.returncode == 0, done.stderr
+    found = (project.artifact("joint", "data") / "numbers.txt").read_text(encoding="utf-8")
+    assert found == str(threads)
+
+
+def test_the_graph_follows_what_can_change_a_number_and_nothing_else(complete):
+    complete.write_helper("len(values)", comment="an edit of a comment")
+    book = complete.root / "notebooks/03_contrastive_alignment.ipynb"
+    book.write_text(book.read_text().replace('"execution_count": null', '"execution_count": 4'))
+    done = complete.snakemake("--quiet", "all")
+    assert (done.returncode, ran(done)) == (0, [])
+    complete.write_config("{06_evaluation: {rate: 0.25}}")
+    done = complete.snakemake("--quiet", "all")
+    later = ["06_evaluation seed 0", "07_figures seed 0"]
+    assert (done.returncode, ran(done)) == (0, later), done.stderr
+    # the structure does not read the alignment, so another alignment leaves it alone
+    complete.write_config("{03_contrastive_alignment: {rate: 0.25}, 06_evaluation: {rate: 0.25}}")
+    done = complete.snakemake("--quiet", "all")
+    later = ["03_contrastive_alignment seed 0", "05_diffusion_training seed 0", *later]
+    assert (done.returncode, ran(done)) == (0, later), done.stderr
+    complete.write_helper("len(values) + 1")
+    done = complete.snakemake("--quiet", "all", "--until", "01_preprocessing_sub-02")
+    assert (done.returncode, ran(done)) == (0, ["00_data", "01_preprocessing sub-02"])
+
+
+@pytest.mark.parametrize("threads, together", [("1", True), ("2", False)])
+def test_trainings_that_leave_a_core_free_run_side_by_side(
+    complete, monkeypatch, threads, together
+):
+    """What smoke saves its time with: alignment and structure do not read one another."""
+    meet = """
+import time
+from pathlib import Path
+here, other = (Path("..") / name for name in ({here!r}, {other!r}))
+here.touch()
+end = time.monotonic() + {patience}
+while not (met := other.exists()) and time.monotonic() < end:
+    time.sleep(0.05)
+if not met: here.unlink()
+assert met == {together}
+values ="""
+    names = ["03_contrastive_alignment", "04_structure_decoding"]
+    for here, other in (names, names[::-1]):
+        cell = meet.format(
+            here=here, other=other, together=together, patience=60 if together else 3
+        )
+        complete.edit_notebook(here, "values =", cell.strip())
+    environment = complete.environment() | {"OMP_NUM_THREADS": threads}
+    monkeypatch.setattr(FakeProject, "environment", lambda self: environment)
+    wanted = ["--until", *(f"{name}_seed0" for name in names)]
+    done = complete.snakemake("--quiet", "all", "--cores", "2", "--resources", "gpu=2", *wanted)
+    assert done.returncode == 0, done.stderr
+    assert sorted(ran(done)) == [f"{name} seed 0" for name in names]
+
+
+def test_a_failing_notebook_stops_the_graph_keeps_the_old_result_and_runs_again(complete):
+    old = (complete.artifact("joint", "structure", 0) / "manifest.json").read_text()
+    complete.edit_notebook("04_structure_decoding", "values =", 'assert 0, "no lines"\nvalues =')
+    done = complete.snakemake("--quiet", "all")
+    assert done.returncode == 1
+    assert ran(done) == [] and "AssertionError: no lines" in done.stderr
+    assert (complete.artifact("joint", "structure", 0) / "manifest.json").read_text() == old
+    copy = complete.root / "reports/demo/executed/joint_seed-0_04_structure_decoding.ipynb"
+    assert "no lines" in copy.read_text()
+    complete.edit_notebook("04_structure_decoding", 'assert 0, "no lines"\n', "")
+    done = complete.snakemake("--quiet", "all", "--until", "04_structure_decoding_seed0")
+    assert (done.returncode, ran(done)) == (0, ["04_structure_decoding seed 0"]), done.stderr
+
+
+def test_a_result_made_by_hand_with_other_parameters_is_not_taken_for_the_study(complete):
+    complete.write_config("{02_encoder_pretraining: {rate: 0.25}}")
+    assert complete.run("02_encoder_pretraining", "--seed", "0").returncode == 0
+    complete.write_config()
+    done = complete.snakemake("--quiet", "all", "--until", "02_encoder_pretraining_seed0")
+    assert ran(done) == ["02_encoder_pretraining seed 0"], done.stderr
+
+
+def test_a_damaged_result_is_made_anew(complete):
+    os.truncate(complete.artifact("sub-02", "preprocessing") / "numbers.txt", 0)
+    done = complete.snakemake("--quiet", "all", "--until", "01_preprocessing_sub-02")
+    assert ran(done) == ["01_preprocessing sub-02"], done.stderr
+
+
+def test_a_killed_run_of_the_graph_goes_on_where_it_was(complete):
+    complete.write_config("{06_evaluation: {rate: 0.25}}")
+    complete.edit_notebook("06_evaluation", "values =", "import time; time.sleep(60)\nvalues =")
+    profile = str(complete.root / "config/profiles/local")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--profile", profile, "--config", "study=demo"],
+        cwd=complete.root,
+        env=complete.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while "cell 4/4" not in (line := process.stderr.readline()):
+        assert process.poll() is None, line
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    time.sleep(2)  # the kernel notices that its parent is gone
+    complete.edit_notebook("06_evaluation", "import time; time.sleep(60)\n", "")
+    done = complete.python("-m", "snakemake", "--profile", profile, "--config", "study=demo")
+    assert done.returncode == 0, done.stderr
+    assert ran(done) == ["06_evaluation seed 0", "07_figures seed 0"]
+    executed = complete.root / "reports/demo/executed"
+    assert not list(executed.glob("*.running.ipynb"))
