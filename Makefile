@@ -40,20 +40,20 @@ define run-study
 $(PY) -m snakemake --profile config/profiles/local $(RESOURCES) --config study=$(STUDY) \
 	|| { echo "make: study $(STUDY) is not complete. What went wrong stands above, else it is told by:" >&2; \
 	echo "  snakemake --cores 1 --config study=$(STUDY)" >&2; exit 1; }
-$(PY) -c "from sgdm_utils import paths; print('Report:', paths.report_dir('$(STUDY)') / 'index.html')"
+$(PY) -c "from sgdm_utils.workflow import paths; print('Report:', paths.report_dir('$(STUDY)') / 'index.html')"
 endef
 
 seeds: environment ## train with the extra seeds of a study, too, and split the variance: make seeds STUDY=demo
 	$(PY) -m snakemake --profile config/profiles/local --config study=$(STUDY) extra_seeds=true
-	$(PY) -m sgdm_utils.run experiments/20_seeds --study $(STUDY) --seed $(SEED)
+	$(PY) -m sgdm_utils run experiments/20_seeds --study $(STUDY) --seed $(SEED)
 
 evaluate: environment ## score the stored reconstructions of a study anew: make evaluate STUDY=demo SEED=0
-	$(PY) -m sgdm_utils.run 06_evaluation --study $(STUDY) --seed $(SEED)
-	$(PY) -m sgdm_utils.run 07_figures --study $(STUDY) --seed $(SEED)
+	$(PY) -m sgdm_utils run 06_evaluation --study $(STUDY) --seed $(SEED)
+	$(PY) -m sgdm_utils run 07_figures --study $(STUDY) --seed $(SEED)
 
 experiments: environment ## run notebooks/experiments on a finished study: make experiments STUDY=demo SEED=0
 	@for notebook in notebooks/experiments/*.ipynb; do \
-		$(PY) -m sgdm_utils.run "experiments/$$(basename "$$notebook" .ipynb)" --study $(STUDY) --seed $(SEED) || exit 1; \
+		$(PY) -m sgdm_utils run "experiments/$$(basename "$$notebook" .ipynb)" --study $(STUDY) --seed $(SEED) || exit 1; \
 	done
 
 test: lint unit notebooks-test ## check the code, run the tests, execute all notebooks and compare their results
@@ -75,7 +75,7 @@ lab: environment ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
 
 report: environment ## draw figures and page of a study anew from its tables: make report STUDY=demo SEED=0
-	$(PY) -m sgdm_utils.run 07_figures --study $(STUDY) --seed $(SEED)
+	$(PY) -m sgdm_utils run 07_figures --study $(STUDY) --seed $(SEED)
 
 notebooks: environment ## maintainers: put the results of the last make demo into notebooks/ and README.md
 	$(PY) tools/adopt_outputs.py

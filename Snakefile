@@ -11,8 +11,8 @@ import os
 import shlex
 import sys
 
-from sgdm_utils import config as study_config
-from sgdm_utils import digests, paths, provenance
+from sgdm_utils.workflow import artifacts, digests, paths
+from sgdm_utils.workflow import config as study_config
 
 
 workdir: str(paths.project_root())
@@ -34,7 +34,7 @@ THREADS = " ".join(
 CORES = int(os.environ.get("OMP_NUM_THREADS", "2").split(",")[0] or 2)
 
 try:
-    STUDY = study_config.load(str(config.get("study", "demo")))
+    STUDY = study_config.load_study(str(config.get("study", "demo")))
     PLAN = study_config.plan(STUDY, extra_seeds=bool(config.get("extra_seeds", False)))
     PARAMETERS = {step: study_config.resolve(STUDY, step) for step in PLAN}
 except study_config.ConfigError as error:
@@ -43,12 +43,12 @@ except study_config.ConfigError as error:
 # Somebody may have run a notebook by hand, with other parameters, or damaged a file: the engine would
 # not see that, the manifests do.
 for step in PLAN:
-    provenance.forget_unless_current(step.artifact, PARAMETERS[step])
+    artifacts.forget_unless_current(step.artifact, PARAMETERS[step])
 
 
 def content(step):
     """The file of a result that changes when, and only when, the result does."""
-    return paths.relative(step.artifact / provenance.CONTENT)
+    return paths.relative(step.artifact / artifacts.CONTENT)
 
 
 def earlier(step):

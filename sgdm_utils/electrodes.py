@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mne
 import numpy as np
-import torch
 
 
 def electrode_positions(chs_info: Sequence[dict]) -> np.ndarray:
@@ -51,16 +51,9 @@ def _head_centre(loc: np.ndarray) -> np.ndarray:
     return solution[:3] if exact and 0.06 < distance.mean() < 0.13 else standard
 
 
-def keep_electrodes(
-    batch: int, n_chans: int, share: float, generator: torch.Generator
-) -> torch.Tensor:
-    """Channel dropout: a mask that leaves out each electrode with probability `share`.
-
-    Returns
-    -------
-    bool tensor of shape (batch, n_chans), with at least one True in every row
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"share={share!r} of electrodes to leave out: expected 0 <= share < 1")
-    draw = torch.rand(batch, n_chans, generator=generator)
-    return (draw >= share) | (draw == draw.amax(1, keepdim=True))
+# MNE 1.13 renamed its template of the 10-05 system; the positions are the same
+STANDARD_MONTAGE = next(
+    name
+    for name in ("colin27_1005", "standard_1005")
+    if name in mne.channels.get_builtin_montages()
+)

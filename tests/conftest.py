@@ -3,33 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-
-from sgdm_utils.workflow import config, paths
-
-
-@dataclass(frozen=True)
-class SmokeRun:
-    """The study smoke after a run of its whole chain.
-
-    Attributes
-    ----------
-    config : StudyConfig
-        The study.
-    data, reports : Path
-        What ``SGDM_DATA`` and ``SGDM_REPORTS`` were.
-    """
-
-    config: config.StudyConfig
-    data: Path
-    reports: Path
+from chain import SmokeRun, run_chain
 
 
 @pytest.fixture(autouse=True)
@@ -52,27 +29,6 @@ def tmp_study(tmp_path, monkeypatch):
     monkeypatch.setenv("SGDM_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("SGDM_REPORTS", str(tmp_path / "reports"))
     return tmp_path
-
-
-def run_chain(study: str, folder: Path) -> SmokeRun:
-    """Run every step of a study, one notebook at a time, below `folder`."""
-    chain = SmokeRun(config.load(study), folder / "data", folder / "reports")
-    environment = os.environ | {
-        "SGDM_DATA": str(chain.data),
-        "SGDM_REPORTS": str(chain.reports),
-        "HF_HUB_OFFLINE": "1",
-    }
-    for step in config.plan(chain.config):
-        done = subprocess.run(
-            [sys.executable, *step.command.split()[1:]],
-            cwd=paths.project_root(),
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            pytest.fail(f"{step.command}\n{done.stderr}", pytrace=False)
-    return chain
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def adopt(step: config.Step) -> str | None:
 
 def main() -> int:
     """Adopt the outputs of the first subject and the first seed, which are the defaults."""
-    study = config.load("demo")
+    study = config.load_study("demo")
     first: dict[str, config.Step] = {}
     for step in config.plan(study):
         first.setdefault(step.notebook, step)

@@ -10,7 +10,7 @@ import sys
 
 import pandas as pd
 
-from sgdm_utils.metrics import seed_tables, tables
+from sgdm_utils.metrics import tables
 from sgdm_utils.workflow import config, paths
 
 BEGIN, END = "<!-- results: begin (computed by tools/fill_readme.py) -->", "<!-- results: end -->"
@@ -50,10 +50,10 @@ def cell(row) -> str:
 def results(study: str = "demo") -> str:
     """The Markdown between the markers: the study's first seed, like its page."""
     folder = paths.report_dir(study) / "tables"
-    seed = config.load(study).seeds[0]
+    seed = config.load_study(study).seeds[0]
 
     def table(name: str) -> pd.DataFrame:
-        return seed_tables.of_seed(tables.read_table(folder / f"{name}.csv"), seed)
+        return tables.of_seed(tables.read_table(folder / f"{name}.csv"), seed)
 
     made = table("reconstruction")
     made = made[made["subject"] == "all"]

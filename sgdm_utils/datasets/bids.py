@@ -3,14 +3,21 @@
 One reader serves the simulated recording, public BIDS studies and a user's own. Every error names
 the file, what is wrong in it and what to do. What was shown when is in `events`, who is trained on
 in `splits`.
+
+What was shown when: picture events of BIDS recordings, matched to the picture files.
+
+What differs between studies is which column of `events.tsv` says what was seen; that is an
+`EventMapping`. Every error names the file and its line, what is wrong there and what to do.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import mne
@@ -18,20 +25,11 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.signals.quality import check_signal
+from sgdm_utils.datasets.tables import check_signal
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import DatasetError
 
 EEG_EXTENSIONS = [".vhdr", ".edf", ".bdf", ".set"]
-
-# MNE 1.13 renamed its template of the 10-05 system; the positions are the same
-STANDARD_MONTAGE = next(
-    name
-    for name in ("colin27_1005", "standard_1005")
-    if name in mne.channels.get_builtin_montages()
-)
-
-
-class DatasetError(ValueError):
-    """A recording or its events cannot be used as they are: the message says where."""
 
 
 def find_recordings(
@@ -120,7 +118,7 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
     DatasetError
         A file that is unreadable or shorter than its sidecar says; files that disagree about the
         channels; an electrode without a position.
-    sgdm_utils.signals.quality.ChannelError
+    sgdm_utils.errors.ChannelError
         A NaN or flat channel that is not marked as bad.
     """
     path = Path(bids_root) / recording["path"]
@@ -264,3 +262,203 @@ def read_tsv(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is no table of tab-separated UTF-8 text: {error}") from error
     return table.rename(columns=str.strip)
+
+
+@dataclass(frozen=True)
+class EventMapping:
+    """Which columns of `events.tsv` say what was seen. Empty strings mean "no such column".
+
+    Attributes
+    ----------
+    stimulus_column : str or None
+        Picture file, relative to `stimuli/` of the data set. None where the pictures are not at
+        hand: then only the label is known, which is enough to preprocess and to decode classes, not
+        to rebuild.
+    label_column : str or None
+        Concept of the picture. None takes the picture's folder, or its name when it lies in no
+        folder.
+    keep : mapping of column to list of values
+        Only these rows are picture events. Without it, rows whose stimulus is `n/a` are left out.
+    margin_s : float, seconds
+        Events closer than this to either end of a run are left out (no room for an epoch there).
+    """
+
+    stimulus_column: str | None = "stim_file"
+    label_column: str | None = None
+    keep: Mapping[str, list] = field(default_factory=dict)
+    margin_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("stimulus_column", "label_column"):
+            # a notebook's parameter is a str, so "" says None there
+            object.__setattr__(self, name, getattr(self, name) or None)
+        if self.stimulus_column is None and self.label_column is None:
+            raise DatasetError(
+                "the event mapping names neither a stimulus column nor a label column, so nothing "
+                "says what was seen. Set stimulus_column or label_column in config/<study>.yaml"
+            )
+
+
+def read_events(
+    recording: Any, bids_root: Path, mapping: EventMapping, raw: mne.io.BaseRaw | None = None
+) -> pd.DataFrame:
+    """Read the picture events of one recording.
+
+    Parameters
+    ----------
+    recording : row of `find_recordings`
+    bids_root : Path
+    mapping : EventMapping
+    raw : mne.io.BaseRaw, the recording (its length and rate); read from the header when left out
+
+    Returns
+    -------
+    DataFrame with `onset_s` (seconds from the first sample), `sample`, `image_id`, `concept`,
+    `stim_file` ("" without pictures), sorted by onset
+
+    Raises
+    ------
+    DatasetError
+        Missing file or column, no picture event, an onset that is no number, twice there or outside
+        the recording, a stimulus that is not in `stimuli/`. The message names the line of
+        events.tsv.
+    """
+    bids_root = Path(bids_root)
+    path = bids_root / recording["path"]
+    sidecar = path.with_name(path.name.rsplit("_", 1)[0] + "_events.tsv")
+    if not sidecar.is_file():
+        raise DatasetError(
+            f"{sidecar} is missing: without it nothing says when which picture was shown"
+        )
+    raw = read_recording(recording, bids_root, preload=False) if raw is None else raw
+    table = read_tsv(sidecar)
+    for column in ("onset", mapping.stimulus_column, mapping.label_column, *mapping.keep):
+        if column is not None and column not in table:
+            close = difflib.get_close_matches(column, table.columns, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise DatasetError(
+                f"{sidecar}: no column {column!r}{hint}; there is {', '.join(table.columns)}. "
+                "Set stimulus_column, label_column or keep in the config"
+            )
+    for column, values in mapping.keep.items():
+        table = table[table[column].isin([str(v) for v in values])]
+    stimulus, label = mapping.stimulus_column, mapping.label_column
+    if not mapping.keep:
+        table = table[table[stimulus or label].notna()]
+    if table.empty:
+        raise DatasetError(
+            f"{sidecar}: no event is left after {mapping}. Compare its values with the file"
+        )
+
+    def refuse(rows: pd.Series, what: Callable[[int], str], remedy: str) -> None:
+        if rows.any():
+            i = table.index[rows.to_numpy()][0]  # line 1 is the header
+            raise DatasetError(
+                f"{sidecar}, line {i + 2} (of {rows.sum()} such lines): {what(i)}. {remedy}"
+            )
+
+    onset = pd.to_numeric(table["onset"], errors="coerce")
+    refuse(onset.isna(), lambda i: f"the onset {table['onset'][i]!r} is no number", "Correct it")
+    sample = (onset * raw.info["sfreq"]).round().astype(int)
+    duration = raw.n_times / raw.info["sfreq"]
+    refuse(
+        (sample < 0) | (sample >= raw.n_times),
+        lambda i: f"the onset {onset[i]:g} s lies outside the recording (0 to {duration:.3f} s)",
+        "BIDS onsets are seconds from the first sample: are these milliseconds or samples?",
+    )
+    refuse(
+        sample.duplicated(),
+        lambda i: f"there is an earlier event at the same sample (onset {onset[i]:g} s)",
+        "Remove the doubled event, or choose the rows that are pictures (keep)",
+    )
+    for column in filter(None, (stimulus, label)):
+        refuse(
+            table[column].isna(),
+            lambda i, c=column: f"{c} is n/a",
+            "Fill it in or exclude it (keep)",
+        )
+    events = pd.DataFrame({"onset_s": onset, "sample": sample})
+    if stimulus:
+        files = table[stimulus].str.replace("\\", "/")
+        folder = bids_root / "stimuli"
+        whole = {
+            f: ".." not in PurePosixPath(f).parts and (folder / f).is_file() for f in files.unique()
+        }
+        refuse(
+            ~files.map(whole).astype(bool),
+            lambda i: f"the stimulus {files[i]!r} is not in {folder}",
+            "Put the picture there, or correct the column",
+        )
+        events["image_id"] = [PurePosixPath(f).with_suffix("").as_posix() for f in files]
+        events["concept"] = table[label] if label else [_concept_of(f) for f in files]
+    else:
+        files = ""
+        events["image_id"] = events["concept"] = table[label]
+    events["stim_file"] = files
+    inside = (onset >= mapping.margin_s) & (onset < duration - mapping.margin_s)
+    if not inside.any():
+        raise DatasetError(f"{sidecar}: margin_s = {mapping.margin_s:g} leaves no event of the run")
+    return events[inside].sort_values("sample").reset_index(drop=True)
+
+
+def read_study(
+    bids_root: Path,
+    mapping: EventMapping,
+    task: str | None = None,
+    subjects: Iterable[str] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Check all recordings of a study and list all its picture events.
+
+    Returns
+    -------
+    recordings : DataFrame, see `find_recordings`
+    events : DataFrame with `subject`, `session`, `run`, `trial` (from 0 in each run), the columns
+        of `read_events`, and `repetition` (how often this subject had seen the image before)
+    """
+    recordings = find_recordings(bids_root, task, subjects)
+    check_recordings(recordings, bids_root)
+    parts = []
+    for _, recording in recordings.iterrows():
+        part = read_events(recording, bids_root, mapping)
+        part.insert(0, "trial", np.arange(len(part)))
+        for column in ("run", "session", "subject"):
+            part.insert(0, column, recording[column])
+        parts.append(part)
+    events = pd.concat(parts, ignore_index=True)
+    events["repetition"] = events.groupby(["subject", "image_id"]).cumcount()
+    return recordings, events
+
+
+def image_table(events: pd.DataFrame) -> pd.DataFrame:
+    """List the images of a study, one row each, sorted by `image_id`.
+
+    Parameters
+    ----------
+    events : DataFrame with `image_id`, `concept` and `stim_file`
+
+    Returns
+    -------
+    DataFrame with `image_id`, `concept`, `stim_file`, `n_trials`
+
+    Raises
+    ------
+    DatasetError
+        When one image_id stands for two files or two concepts.
+    """
+    images = events[["image_id", "concept", "stim_file"]].drop_duplicates()
+    double = images["image_id"][images["image_id"].duplicated()]
+    if len(double):
+        rows = images[images["image_id"] == double.iloc[0]]
+        raise DatasetError(
+            f"image {double.iloc[0]!r} has several files or concepts: "
+            f"{'; '.join(rows['stim_file'] + ' is ' + rows['concept'])}. "
+            "Rename the files, or correct the label column of events.tsv"
+        )
+    counts = events["image_id"].value_counts()
+    images = images.assign(n_trials=images["image_id"].map(counts))
+    return images.sort_values("image_id").reset_index(drop=True)
+
+
+def _concept_of(stim_file: str) -> str:
+    path = PurePosixPath(stim_file)
+    return path.parent.name or path.stem

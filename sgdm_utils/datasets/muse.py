@@ -24,8 +24,9 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE, DatasetError
-from sgdm_utils.signals.quality import check_signal
+from sgdm_utils.datasets.tables import check_signal
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.atomic import atomic_directory
 
@@ -129,7 +130,7 @@ def read_csv(path: Path, marker_column: str = "Marker0") -> MuseRun:
     ------
     DatasetError
         No table, a missing or renamed column, irregular time stamps, no marker.
-    sgdm_utils.signals.quality.ChannelError
+    sgdm_utils.errors.ChannelError
         A NaN or flat channel.
     """
     path = Path(path)

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.datasets.unpickling import (
     AGAIN,
     MAP_ABOVE,
@@ -25,6 +24,7 @@ from sgdm_utils.datasets.unpickling import (
     UnsafePickleError,
     make_array,
 )
+from sgdm_utils.errors import DatasetError
 
 __all__ = ["MAP_ABOVE", "UnsafePickleError", "load", "read_header"]
 

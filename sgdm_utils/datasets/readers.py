@@ -16,13 +16,13 @@ from typing import Any
 import mne
 import pandas as pd
 
-from sgdm_utils.datasets import bids, events, things_eeg1
+from sgdm_utils.datasets import bids, things_eeg1
 from sgdm_utils.datasets.alljoined import forms
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.datasets.kilogram import pictures as kilogram_pictures
 from sgdm_utils.datasets.kilogram import recordings as kilogram_recordings
 from sgdm_utils.datasets.tables import EpochedSignal, StudyTables
 from sgdm_utils.datasets.things_eeg2 import arrays, runs
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import pictures as stimuli_pictures
 
 
@@ -115,7 +115,7 @@ def open_study(
     dataset: str,
     root: Path,
     subjects: Sequence[str],
-    mapping: events.EventMapping | None = None,
+    mapping: bids.EventMapping | None = None,
     task: str = "",
     sessions: Sequence[int] = (),
     n_channels: int = 0,
@@ -151,8 +151,8 @@ def open_study(
             "or let the notebook fetch it (catalogue); data/README.md has a section for each"
         )
     if dataset in OWN:
-        recordings, shown = events.read_study(root, mapping, task or None, subjects)
-        images = events.image_table(shown).assign(partition="")
+        recordings, shown = bids.read_study(root, mapping, task or None, subjects)
+        images = bids.image_table(shown).assign(partition="")
         return StudyTables("continuous", recordings, shown, images)
     extra: dict[str, Any] = {}
     if dataset == "kilogram":
@@ -212,24 +212,3 @@ def read_pictures(
     if dataset == "kilogram":
         read = kilogram_pictures.stimulus_set
     return read(folder, images, size)
-
-
-def montage_info(signal: EpochedSignal) -> mne.Info:
-    """MNE's description of the channels of published epochs, with standard positions.
-
-    Raises
-    ------
-    DatasetError
-        A channel that the standard 10-05 system does not know.
-    """
-    info = mne.create_info(list(signal.ch_names), signal.sfreq, "eeg", verbose="error")
-    standard = mne.channels.make_standard_montage(bids.STANDARD_MONTAGE)
-    known = {name.lower() for name in standard.ch_names}
-    unknown = [name for name in signal.ch_names if name.lower() not in known]
-    if unknown:
-        raise DatasetError(
-            f"channel {unknown[0]!r} has no position in the standard 10-05 system: is it named as "
-            "the data set's description says?"
-        )
-    info.set_montage(standard, match_case=False, verbose="error")
-    return info

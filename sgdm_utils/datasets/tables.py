@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import mne
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import ChannelError, DatasetError
 
 RECORDING_COLUMNS = ("subject", "session", "task", "run", "path")
 EVENT_COLUMNS = (
@@ -97,3 +99,55 @@ class EpochedSignal:
                 f"the signal has the shape {tuple(self.data.shape)}, but its channel names and "
                 f"times make {shape}"
             )
+
+
+def check_signal(data: np.ndarray, ch_names: list[str], where: str) -> None:
+    """Refuse samples that are not numbers and channels without any signal.
+
+    Parameters
+    ----------
+    data : array of shape (n_channels, n_samples), volts
+    ch_names : list of str
+    where : str, the file, for the message
+
+    Raises
+    ------
+    ChannelError
+        With the channel, the number of samples concerned, and the remedy.
+    """
+    finite = np.isfinite(data)
+    if not finite.all():
+        worst = int((~finite).sum(1).argmax())
+        raise ChannelError(
+            f"{where}: channel {ch_names[worst]!r} holds {int((~finite[worst]).sum())} samples that "
+            "are NaN or infinite. Mark it as bad in channels.tsv (status 'bad') or export the "
+            "recording again."
+        )
+    flat = np.ptp(data, axis=1) == 0
+    if flat.any():
+        names = [ch_names[i] for i in np.flatnonzero(flat)]
+        raise ChannelError(
+            f"{where}: no signal at all in {', '.join(names)}. Mark these channels as bad in "
+            "channels.tsv (status 'bad'); they are interpolated then."
+        )
+
+
+def montage_info(signal: EpochedSignal) -> mne.Info:
+    """MNE's description of the channels of published epochs, with standard positions.
+
+    Raises
+    ------
+    DatasetError
+        A channel that the standard 10-05 system does not know.
+    """
+    info = mne.create_info(list(signal.ch_names), signal.sfreq, "eeg", verbose="error")
+    standard = mne.channels.make_standard_montage(STANDARD_MONTAGE)
+    known = {name.lower() for name in standard.ch_names}
+    unknown = [name for name in signal.ch_names if name.lower() not in known]
+    if unknown:
+        raise DatasetError(
+            f"channel {unknown[0]!r} has no position in the standard 10-05 system: is it named as "
+            "the data set's description says?"
+        )
+    info.set_montage(standard, match_case=False, verbose="error")
+    return info

@@ -20,9 +20,9 @@ import mne
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets import bids, events
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.datasets import bids
 from sgdm_utils.datasets.tables import StudyTables
+from sgdm_utils.errors import DatasetError
 
 COLUMNS = (
     "onset", "duration", "eventnumber", "objectnumber", "object", "sequencenumber",
@@ -105,7 +105,7 @@ def tables(
         targets += n_targets
     shown = pd.concat(parts, ignore_index=True)
     shown["repetition"] = shown.groupby(["subject", "image_id"]).cumcount()
-    images = events.image_table(shown)
+    images = bids.image_table(shown)
     repeated = set(shown["image_id"][shown["repeated"]])
     images = images.assign(partition="", repeated=images["image_id"].isin(repeated))
     without = sorted(set(shown["subject"]) - set(shown["subject"][shown["repeated"]]))
@@ -132,7 +132,7 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
 
     Raises
     ------
-    DatasetError, sgdm_utils.signals.quality.ChannelError
+    DatasetError, sgdm_utils.errors.ChannelError
         See `bids.read_recording`.
     """
     raw = bids.read_recording(recording, Path(root))
@@ -163,10 +163,8 @@ def _read_events(
         )
     sidecar, table, numbers = _read_table(path)
     keep = sorted(set(table["istarget"][numbers["istarget"] == 0]))
-    mapping = events.EventMapping(
-        stimulus_column=None, label_column="stim", keep={"istarget": keep}
-    )
-    part = events.read_events(recording, root, mapping, raw)
+    mapping = bids.EventMapping(stimulus_column=None, label_column="stim", keep={"istarget": keep})
+    part = bids.read_events(recording, root, mapping, raw)
     files = part["image_id"].map(_relative)
     for name in files.unique():
         if not pictures.setdefault(name, (root / "stimuli" / name).is_file()):

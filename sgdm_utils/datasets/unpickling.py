@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import DatasetError
 
 MAP_ABOVE = 1 << 16  # bytes; smaller arrays are read, a mapping of their own costs more than that
 

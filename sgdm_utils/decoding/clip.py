@@ -6,6 +6,7 @@ layout; a real study names a pretrained model instead. Everything downstream see
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
+from PIL import Image, ImageOps
 from torch import nn
 from torch.nn import functional as F
 
-from sgdm_utils.decoding.features import FeatureOrderError, load_features, save_features  # noqa: F401
+from sgdm_utils.decoding.features import FeatureError, FeatureOrderError, compute_features
+from sgdm_utils.workflow.atomic import digest_file
 
 # OpenAI's CLIP normalisation; open_clip expects it in a model's preprocess_cfg
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -154,3 +157,112 @@ def text_features(
         for i in range(0, len(tokens), batch)
     ]
     return torch.cat(parts).numpy()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of names, types, shapes and values of a model's weights and buffers."""
+
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def read_picture(path: Path, size: int | tuple[int, int]) -> np.ndarray:
+    """Read one picture file as RGB, cropped to its centre and resized, as `pictures.from_files` does.
+
+    Parameters
+    ----------
+    path : Path
+    size : int, or (height, width), pixels
+
+    Returns
+    -------
+    uint8 array of shape (height, width, 3)
+
+    Raises
+    ------
+    FeatureError
+        When the file cannot be read as a picture; the message names it.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        with Image.open(path) as file:
+            rgb = file.convert("RGB")
+            return np.asarray(ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS))
+    except OSError as error:
+        raise FeatureError(
+            f"{path} cannot be read as a picture ({error}). Copy it again, or export it as PNG or "
+            "JPEG"
+        ) from error
+
+
+def clip_features(
+    model: nn.Module,
+    image_ids: Sequence[str],
+    pictures: Sequence[Path] | np.ndarray,
+    path: Path,
+    name: str = "",
+    batch: int = 128,
+    progress: bool = True,
+) -> np.ndarray:
+    """Compute unnormalised CLIP image embeddings into a file; see `compute_features`.
+
+    Pictures are read when their turn comes, so `batch` of them are in memory. Files are brought to
+    the size of the model's image tower at once (`read_picture`).
+
+    Parameters
+    ----------
+    model : open_clip model
+    image_ids : sequence of str
+    pictures : paths, or uint8 array of shape (n, height, width, 3), in the order of `image_ids`
+    path : Path, `name.npy`
+    name : str, of the model, kept with the features beside the digest of its weights
+    batch : int
+    progress : bool, show a bar
+
+    Returns
+    -------
+    float32 array of shape (n_images, embed_dim), mapped read-only from `path`
+
+    Raises
+    ------
+    FeatureError
+        As for `compute_features`; a picture that is missing or cannot be read.
+    FeatureOrderError
+        As for `compute_features`; more or fewer pictures than ids.
+    """
+    ids = list(image_ids)
+    if len(pictures) != len(ids):
+        raise FeatureOrderError(f"{len(pictures)} pictures for {len(ids)} images")
+    size = model.visual.image_size
+    identity = {"model": name, "weights_sha256": weights_digest(model)}
+    row_of = {image: row for row, image in enumerate(ids)}
+    if isinstance(pictures, np.ndarray) and pictures.ndim > 1:
+        digest = hashlib.sha256(f"{pictures.dtype} {pictures.shape}\n".encode())
+        for picture in pictures:
+            digest.update(np.ascontiguousarray(picture))
+        identity["pictures_sha256"] = digest.hexdigest()
+
+        def load(some: list[str]) -> np.ndarray:
+            return np.ascontiguousarray(pictures[[row_of[i] for i in some]])
+    else:
+        files = [Path(p) for p in pictures]
+        absent = [p for p in files if not p.is_file()]
+        if absent:
+            raise FeatureError(
+                f"{len(absent)} of {len(ids)} picture files are missing, the first is {absent[0]}"
+            )
+        digests = "".join(f"{digest_file(p)}\n" for p in files)
+        identity["pictures_sha256"] = hashlib.sha256(digests.encode()).hexdigest()
+        identity["picture_size"] = list(size) if isinstance(size, tuple) else size
+
+        def load(some: list[str]) -> np.ndarray:
+            return np.stack([read_picture(files[row_of[i]], size) for i in some])
+
+    return compute_features(
+        lambda some: image_features(model, some, batch),
+        ids, load, path, batch, progress, identity,
+    )  # fmt: skip

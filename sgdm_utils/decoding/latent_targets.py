@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sgdm_utils.decoding import features
+from sgdm_utils.decoding.clip import read_picture, weights_digest
 from sgdm_utils.workflow.atomic import digest_file
 
 if TYPE_CHECKING:
@@ -184,17 +185,16 @@ def load_vae(
     from diffusers import AutoencoderKL
 
     from sgdm_utils.generation.pretrained import parts as pretrained_parts
-    from sgdm_utils.generation.pretrained import sources
 
     bare = ("config.json", "diffusion_pytorch_model.safetensors")
-    wanted = sources._Wanted("latent_vae", str(source), bare)
-    folder = sources._path(wanted.source)
+    wanted = pretrained_parts._Wanted("latent_vae", str(source), bare)
+    folder = pretrained_parts._path(wanted.source)
     if folder is None:
-        repository, revision, _ = sources._parse(wanted)
-        entries = sources._settle_licences({repository}, accept_licence, catalogue, show)
+        repository, revision, _ = pretrained_parts._parse(wanted)
+        entries = pretrained_parts._settle_licences({repository}, accept_licence, catalogue, show)
         if repository in {family.model for family in pretrained_parts.FAMILIES.values()}:
             wanted = replace(wanted, files=tuple(f"vae/{name}" for name in bare))
-        folder = sources._fetch(wanted, repository, revision, entries[repository])
+        folder = pretrained_parts._fetch(wanted, repository, revision, entries[repository])
     if (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
     about = pretrained_parts._read_json(folder / "config.json", f"no autoencoder in {folder}")
@@ -259,7 +259,7 @@ def vae_latents(
     content = np.ascontiguousarray(pictures) if array else digests.encode()
     identity = {
         "model": name,
-        "weights_sha256": features.weights_digest(vae),
+        "weights_sha256": weights_digest(vae),
         "pictures_sha256": hashlib.sha256(content).hexdigest(),
         "picture_size": list(shape),
     }
@@ -268,7 +268,7 @@ def vae_latents(
         rows = [row_of[image] for image in some]
         if array:
             return pictures[rows]
-        return np.stack([features.read_picture(Path(pictures[row]), size) for row in rows])
+        return np.stack([read_picture(Path(pictures[row]), size) for row in rows])
 
     @torch.no_grad()
     def encode(some: np.ndarray) -> np.ndarray:

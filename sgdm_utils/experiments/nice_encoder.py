@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sgdm_utils.decoding import encoder_checks
+from sgdm_utils.decoding import encoders
 
 # of the published kernels at 250 Hz: 25, 51 and 5 samples
 KERNEL_S, POOL_S, STRIDE_S = 0.1, 0.204, 0.02
@@ -90,13 +90,13 @@ class NICEEncoder(nn.Module):
         ValueError
             Another number of channels or samples, or a mask of another shape.
         """
-        encoder_checks.check_rate(eeg, self.n_times, self.sfreq, None)
+        encoders.check_rate(eeg, self.n_times, self.sfreq, None)
         if eeg.shape[1] != self.n_chans:
             raise ValueError(
                 f"the encoder was built for {self.n_chans} channels, got {eeg.shape[1]}: it knows "
                 "electrodes by their place in the array only"
             )
-        encoder_checks.check_mask(mask, *eeg.shape[:2])
+        encoders.check_mask(mask, *eeg.shape[:2])
         if mask is not None:
             eeg = eeg * mask[..., None]
         maps = self.after_time(self._filtered(eeg))

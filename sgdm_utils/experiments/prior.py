@@ -25,7 +25,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from sgdm_utils.generation.conditioning import shrink
-from sgdm_utils.generation.pipeline_checks import noise_levels
+from sgdm_utils.generation.pipeline import noise_levels
 
 LEAST_VARIANCE = 1e-4  # of a direction, as a share of the mean one; less is rounding
 

@@ -14,9 +14,8 @@ import mne
 import numpy as np
 import torch
 
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE
 from sgdm_utils.decoding.encoders import SGDMEncoder
-from sgdm_utils.electrodes import electrode_positions
+from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 
 #: Regions from back to front, and the letters of the 10-10 electrodes in them.
 REGIONS = {

@@ -37,7 +37,7 @@ class ConditionEmbedder(ModelMixin, ConfigMixin):
     ----------
     embed_dim : int, dimension of the (standardised) embedding
     n_categories : int, length of the category probabilities; 0 for a generator without them
-    resolutions : sequence of int, cells per side of the levels that attend (`multiscale.resolutions`)
+    resolutions : sequence of int, cells per side of the levels that attend (`networks.resolutions`)
     n_tokens, token_dim : int, tokens that the embedding is turned into at each resolution
     multi_scale : bool, False lets all resolutions share one projection (an ablation)
     residual_std : float, how much is left open by the conditions, see `networks.velocity`

@@ -12,9 +12,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE
-from sgdm_utils.decoding.encoders import SGDMEncoder, electrode_positions
+from sgdm_utils.decoding.encoders import SGDMEncoder
 from sgdm_utils.decoding.structure import StructureVAE
+from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 
 
 @dataclass(frozen=True)

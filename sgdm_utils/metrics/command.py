@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.metrics import tables
 from sgdm_utils.metrics.folders import score_folders
 from sgdm_utils.metrics.networks import Precision, Trunk, clip_trunk

@@ -3,11 +3,19 @@
 Files are paired by name (`sgdm_utils.metrics.pairs`). One network is in memory at a time, pictures
 are read when their turn comes, and what is finished is kept beside the table: a second run computes
 only what is missing, and everything anew when a picture changed.
+
+Results of metrics in a file, with what they were computed from, so that a run can be resumed.
+
+The file is JSON: digests of the pictures, and for each finished metric the digest of its weights, the
+precision, the value, and the score of every picture in the order of the sorted stems.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +24,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sgdm_utils.decoding.features import weights_digest
+from sgdm_utils.decoding.clip import weights_digest
+from sgdm_utils.errors import DatasetError, WeightsNotAvailable
 from sgdm_utils.metrics import pixels as metrics_pixels
 from sgdm_utils.metrics import tables
-from sgdm_utils.metrics.folder_store import Finished
+from sgdm_utils.metrics.classes import Result, TooFewPictures
+from sgdm_utils.metrics.features import extract
 from sgdm_utils.metrics.networks import TRUNKS, Precision, Trunk, find_weights
 from sgdm_utils.metrics.pairs import Pair, PictureFolderError, pair_folders, read_rgb
 from sgdm_utils.metrics.suite import (
@@ -27,17 +37,14 @@ from sgdm_utils.metrics.suite import (
     NO_CAPTIONS,
     NO_WEIGHTS,
     MetricSpec,
-    Result,
-    TooFewPictures,
     Weights,
-    extract,
     load_group,
     result_row,
     row_name,
     select_metrics,
     weights_of,
 )
-from sgdm_utils.workflow.atomic import digest_file, digest_listing
+from sgdm_utils.workflow.atomic import atomic_file, digest_file, digest_listing
 
 VERSION = 1  # of the computation; a higher one makes stored results of a lower one void
 BLOCK_BYTES = 512e6  # features of reconstructions that are held at once
@@ -105,7 +112,7 @@ def score_folders(
         substitute = (substitutes or {}).get(group)
         try:
             made_with = _made_with(group, weights, substitute, precision)
-        except metrics_pixels.WeightsNotAvailable:
+        except WeightsNotAvailable:
             results |= {spec.name: NO_WEIGHTS for spec in mine}
             continue
         keys = {
@@ -292,3 +299,45 @@ def _made_with(
 
 def _digest(texts: list[str]) -> str:
     return digest_listing({str(i): text for i, text in enumerate(texts)})
+
+
+class Finished:
+    """Results that are kept in a file, with what they were computed from."""
+
+    def __init__(self, path: Path | None, inputs: dict[str, str]) -> None:
+        self._path, self._content = path, {"inputs": inputs, "metrics": {}}
+        if path is None or not path.is_file():
+            return
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["inputs"] == inputs and isinstance(stored["metrics"], dict):
+                self._content = stored
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{path} holds no finished metrics ({type(error).__name__}): remove it, or give "
+                "another name"
+            ) from error
+
+    def get(self, name: str, key: dict[str, object]) -> Result | str | None:
+        """The stored result of a metric, if it was computed from the very same things."""
+        entry = self._content["metrics"].get(name)
+        if not entry or entry["made_with"] != key:
+            return None
+        if "note" in entry:
+            return entry["note"]
+        result = entry["result"]
+        return Result(**result | {"chance": math.nan if (c := result["chance"]) is None else c})
+
+    def add(self, results: Mapping[str, Result | str], keys: Mapping[str, dict]) -> None:
+        """Keep more results; a reader of the file sees all of them or none."""
+        for name, result in results.items():
+            entry: dict[str, object] = {"made_with": keys[name]}
+            if isinstance(result, str):
+                entry["note"] = result
+            else:
+                chance = None if math.isnan(result.chance) else result.chance
+                entry["result"] = asdict(result) | {"chance": chance}
+            self._content["metrics"][name] = entry
+        if self._path is not None:
+            with atomic_file(self._path) as part:
+                part.write_text(json.dumps(self._content) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import DatasetError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _ORIENTATION = 0x0112  # EXIF

@@ -28,6 +28,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from sgdm_utils.errors import WeightsNotAvailable
 from sgdm_utils.metrics.retrieval import (
     cosine_similarity,
     hubness_skewness,
@@ -69,10 +70,6 @@ RANGE_SLACK = 1e-5  # float32 resizing turns 1 into 1.0000001; that much is clip
 LPIPS_CACHE_FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 
 Pictures = Tensor | np.ndarray
-
-
-class WeightsNotAvailable(RuntimeError):
-    """Pretrained weights of a metric are not on this machine, so its row holds no number."""
 
 
 def check_pictures(pictures: Pictures, name: str) -> Tensor:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from sgdm_utils.errors import WeightsNotAvailable
 from sgdm_utils.metrics import pixels, tables
 from sgdm_utils.metrics.classes import (
     LPIPS,
@@ -48,7 +49,6 @@ from sgdm_utils.metrics.features import (
     extract,
 )
 from sgdm_utils.metrics.networks import TRUNKS, Precision, Trunk, load_trunk
-from sgdm_utils.metrics.pixels import WeightsNotAvailable
 
 __all__ = [
     "FID", "KID", "LPIPS", "MSE", "METRICS", "NO_WEIGHTS", "SSIM", "CLIPText",

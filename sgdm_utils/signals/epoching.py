@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import mne
 import numpy as np
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import DatasetError
 
 PUBLISHED_CHANNELS = "^O *|^P *"  # O... and P..., case sensitive: occipital and parietal
 PUBLISHED_SEED = 20200220

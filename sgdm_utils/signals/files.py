@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.datasets.pickles import read_header
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.signals.writing import TrialWriter, convert
 
 __all__ = ["Averages", "TrialFile", "TrialFiles", "TrialWriter", "convert"]

@@ -82,7 +82,7 @@ def load_trials(study: str, subjects: Sequence[str], memory_bytes: int = 1 << 30
     sgdm_utils.datasets.splits.SplitError
         If the split leaks.
     """
-    from sgdm_utils.decoding.encoders import electrode_positions
+    from sgdm_utils.electrodes import electrode_positions
 
     eeg, tables, artifacts, first = [], [], [], None
     for i, subject in enumerate(subjects):
@@ -157,46 +157,3 @@ class AveragingSampler:
                 torch.from_numpy(self.subject[pairs]),
                 self.image_id[pairs],
             )
-
-
-def cosine_schedule(
-    optimizer: torch.optim.Optimizer, n_steps: int, warmup: int = 20
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then half a cosine down to zero."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, n_steps - warmup))))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-@torch.no_grad()
-def embed(encoder, eeg: np.ndarray, subject: np.ndarray, batch: int = 512) -> torch.Tensor:
-    """Apply an encoder to epochs in batches, in evaluation mode.
-
-    Returns
-    -------
-    float32 tensor of shape (n, n_outputs) on the CPU
-    """
-    was_training = encoder.training
-    encoder.eval()
-    device = next(encoder.parameters()).device
-    parts = []
-    for i in range(0, len(eeg), batch):
-        x = torch.tensor(eeg[i : i + batch]).to(device)
-        s = torch.tensor(subject[i : i + batch]).to(device)
-        parts.append(encoder(x, s).float().cpu())
-    encoder.train(was_training)
-    return torch.cat(parts)
-
-
-def training_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the processor computes in it, float32 elsewhere (emulation is slower)."""
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # torch names its probes differently from version to version; a missing one counts as "no"
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    able = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
-    return torch.bfloat16 if torch.device(device).type == "cpu" and able else torch.float32

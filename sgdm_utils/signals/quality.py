@@ -11,41 +11,6 @@ import numpy as np
 import pandas as pd
 
 
-class ChannelError(ValueError):
-    """A channel cannot be used as it is: the message names it and says what to do."""
-
-
-def check_signal(data: np.ndarray, ch_names: list[str], where: str) -> None:
-    """Refuse samples that are not numbers and channels without any signal.
-
-    Parameters
-    ----------
-    data : array of shape (n_channels, n_samples), volts
-    ch_names : list of str
-    where : str, the file, for the message
-
-    Raises
-    ------
-    ChannelError
-        With the channel, the number of samples concerned, and the remedy.
-    """
-    finite = np.isfinite(data)
-    if not finite.all():
-        worst = int((~finite).sum(1).argmax())
-        raise ChannelError(
-            f"{where}: channel {ch_names[worst]!r} holds {int((~finite[worst]).sum())} samples that "
-            "are NaN or infinite. Mark it as bad in channels.tsv (status 'bad') or export the "
-            "recording again."
-        )
-    flat = np.ptp(data, axis=1) == 0
-    if flat.any():
-        names = [ch_names[i] for i in np.flatnonzero(flat)]
-        raise ChannelError(
-            f"{where}: no signal at all in {', '.join(names)}. Mark these channels as bad in "
-            "channels.tsv (status 'bad'); they are interpolated then."
-        )
-
-
 def find_bad_channels(raw: mne.io.BaseRaw, threshold: float = 5.0) -> list[str]:
     """Channels whose power or whose likeness to the others is out of line.
 

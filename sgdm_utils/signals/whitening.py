@@ -12,8 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from sgdm_utils.datasets.bids import DatasetError
-from sgdm_utils.signals.quality import ChannelError
+from sgdm_utils.errors import ChannelError, DatasetError
 
 MODES = ("epochs", "time")
 _BLOCK_BYTES = 4 << 20  # of float64: the passes over a block should find it in the cache

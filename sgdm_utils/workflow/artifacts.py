@@ -4,45 +4,22 @@ A notebook writes its result with `write_artifact` and reads the results of earl
 `read_artifact`. The manifest keeps *identity* (what changes numbers: parameters, code, inputs,
 locked packages) apart from *provenance* (when, on what machine, how long). Reading checks that
 every file is there and that every input, back to the recording, is still the one that was used.
+
+What a manifest says: files, parameters of all stages before, and the errors about it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgdm_utils.workflow import atomic, digests, machine, manifests, paths
-from sgdm_utils.workflow.digests import notebook_code_digest
-from sgdm_utils.workflow.manifests import (
-    ArtifactError,
-    IncompleteArtifactError,
-    MissingArtifactError,
-    ParameterConflictError,
-    StaleArtifactError,
-    StaleCodeWarning,
-    UpstreamParameters,
-)
-
-__all__ = [
-    "Artifact",
-    "ArtifactError",
-    "IncompleteArtifactError",
-    "MissingArtifactError",
-    "ParameterConflictError",
-    "StaleArtifactError",
-    "StaleCodeWarning",
-    "UpstreamParameters",
-    "changed_code",
-    "forget_unless_current",
-    "notebook_code_digest",
-    "read_artifact",
-    "write_artifact",
-]
+from sgdm_utils.workflow import atomic, digests, machine, paths
 
 MANIFEST = "manifest.json"
 CONTENT = "content.sha256"  # one line; its change is what makes later steps run again
@@ -153,8 +130,8 @@ def write_artifact(
         "seed": seed,
         "stage": stage,
         "notebook": notebook,
-        "parameters": manifests.plain(dict(parameters), "parameter"),
-        "upstream": manifests.merge_upstream(inputs),
+        "parameters": plain(dict(parameters), "parameter"),
+        "upstream": merge_upstream(inputs),
         "code": digests.code_digests(notebook),
         "inputs": {
             _relative_to_data(artifact.path): artifact.content_digest for artifact in inputs
@@ -163,7 +140,7 @@ def write_artifact(
     }
     with atomic.atomic_directory(target) as out:
         yield out
-        files = manifests.describe_files(out)
+        files = describe_files(out)
         if not files:
             raise ArtifactError(
                 f"no file was written for {_label(study, who, stage, seed)}; "
@@ -171,10 +148,10 @@ def write_artifact(
             )
         manifest = {
             "identity": identity,
-            "content_digest": manifests.content_digest(files, identity["parameters"]),
+            "content_digest": content_digest(files, identity["parameters"]),
             "files": files,
             "provenance": machine.provenance(),
-            "notes": manifests.plain(dict(notes or {}), "note"),
+            "notes": plain(dict(notes or {}), "note"),
         }
         (out / MANIFEST).write_text(
             json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8"
@@ -245,7 +222,7 @@ def forget_unless_current(folder: Path, parameters: Mapping[str, Any]) -> None:
         _check_files(artifact, verify=False)
         _check_inputs(artifact)
         recorded = artifact.parameters
-        wanted = manifests.plain(dict(parameters), "parameter")
+        wanted = plain(dict(parameters), "parameter")
         current = not changed_code(artifact) and all(
             wanted.get(name, value) == value for name, value in recorded.items()
         )
@@ -288,9 +265,7 @@ def _open(
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         artifact = Artifact(folder, manifest)
-        sound = artifact.content_digest == manifests.content_digest(
-            manifest["files"], artifact.parameters
-        )
+        sound = artifact.content_digest == content_digest(manifest["files"], artifact.parameters)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IncompleteArtifactError(
             f"{paths.relative(folder / MANIFEST)} cannot be read ({error}). Make it anew: "
@@ -378,3 +353,145 @@ def _command(place: Mapping[str, Any]) -> str:
     if place["seed"] is not None:
         command += f" --seed {place['seed']}"
     return command
+
+
+LABELS = (
+    "study",
+    "subject",
+    "seed",
+)  # say which run it is; they are no settings and do not travel downstream
+
+
+class ArtifactError(RuntimeError):
+    """Something is wrong with a result that a notebook wants to read or write."""
+
+
+class MissingArtifactError(ArtifactError):
+    """The result has not been computed yet."""
+
+
+class StaleArtifactError(ArtifactError):
+    """The result was computed from inputs that have changed since."""
+
+
+class IncompleteArtifactError(ArtifactError):
+    """The result is damaged: a file is missing, truncated or in the wrong place."""
+
+
+class ParameterConflictError(ArtifactError):
+    """The same parameter arrives with different values on two ways."""
+
+
+class StaleCodeWarning(UserWarning):
+    """Notebook, helper module or lock file have been edited since the result was computed."""
+
+
+class UpstreamParameters(Mapping):
+    """The parameters that led to an artifact, by name.
+
+    A name that several stages declare with different values raises an error when it is asked for.
+
+    Parameters
+    ----------
+    by_stage : dict of str to dict
+        Parameters of each stage, the artifact's own stage last.
+    own : str
+        The artifact's own stage; its values win.
+    """
+
+    def __init__(self, by_stage: dict[str, dict[str, Any]], own: str):
+        self.by_stage = by_stage
+        self._own = own
+
+    def __getitem__(self, name: str) -> Any:
+        found = {stage: values[name] for stage, values in self.by_stage.items() if name in values}
+        if self._own in found:
+            return found[self._own]
+        if not found:
+            raise KeyError(
+                f"no notebook upstream declares {name!r}; there are: {', '.join(sorted(self))}"
+            )
+        first, *rest = found.values()
+        if any(value != first for value in rest):
+            listing = ", ".join(f"{value!r} in {stage}" for stage, value in found.items())
+            raise ParameterConflictError(
+                f"parameter {name!r} is declared by several notebooks: {listing}. "
+                "Say which one is meant: artifact.upstream_parameters.by_stage[stage][name]"
+            )
+        return first
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({name: None for values in self.by_stage.values() for name in values})
+
+    def __len__(self) -> int:
+        return len({name for values in self.by_stage.values() for name in values})
+
+
+def merge_upstream(inputs: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
+    """Collect the parameters of all stages behind `inputs`, by stage.
+
+    Raises
+    ------
+    ParameterConflictError
+        When two inputs come from different settings of the same stage.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    origin: dict[str, str] = {}
+    for artifact in inputs:
+        own = {artifact.identity["stage"]: artifact.parameters}
+        for stage, values in {**artifact.identity["upstream"], **own}.items():
+            settings = {name: value for name, value in values.items() if name not in LABELS}
+            known = merged.setdefault(stage, settings)
+            origin.setdefault(stage, artifact.label)
+            for name in known.keys() | settings.keys():
+                if known.get(name) != settings.get(name):
+                    raise ParameterConflictError(
+                        f"{origin[stage]} and {artifact.label} come from different settings of "
+                        f"stage {stage!r}: "
+                        f"{name} = {known.get(name)!r} and {settings.get(name)!r}. Run that stage "
+                        "again for all of them"
+                    )
+    return merged
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size in bytes and SHA-256 of every file below `folder`, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": atomic.digest_file(path),
+        }
+        for path in atomic.list_files(folder)
+    }
+
+
+def content_digest(files: dict[str, dict[str, Any]], parameters: dict[str, Any]) -> str:
+    """Return one SHA-256 for files and parameters, whatever their order."""
+    listing = {name: facts["sha256"] for name, facts in files.items()}
+    settings = {name: value for name, value in parameters.items() if name not in LABELS}
+    return atomic.digest_listing({**listing, "//parameters": json.dumps(settings, sort_keys=True)})
+
+
+def plain(values: Any, what: str, where: str = "") -> Any:
+    """Turn numpy scalars, paths and tuples into what JSON can hold; refuse all else by name."""
+    if isinstance(values, Mapping):
+        return {
+            str(key): plain(value, what, f"{where}.{key}" if where else str(key))
+            for key, value in values.items()
+        }
+    if isinstance(values, list | tuple):
+        return [plain(value, what, f"{where}[{i}]") for i, value in enumerate(values)]
+    if hasattr(values, "tolist"):  # numpy scalars and arrays
+        return plain(values.tolist(), what, where)
+    if isinstance(values, float) and not math.isfinite(values):
+        raise ArtifactError(
+            f"{what} {where!r} is {values}: a manifest holds finite numbers, use None where there "
+            "is none"
+        )
+    if values is None or isinstance(values, str | int | float | bool):
+        return values
+    if isinstance(values, Path):
+        return values.as_posix()
+    raise ArtifactError(
+        f"{what} {where!r} is a {type(values).__name__}, which a manifest cannot hold"
+    )

@@ -108,7 +108,7 @@ class Step:
         return " ".join(parts)
 
 
-def load(study: str) -> StudyConfig:
+def load_study(study: str) -> StudyConfig:
     """Read and check ``config/<study>.yaml``.
 
     Parameters

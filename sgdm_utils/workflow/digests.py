@@ -4,7 +4,7 @@ Comments, blank lines, docstrings and the parameters cell do not count (paramete
 value). Modules that only move files and messages about do not count either.
 
 Notebooks import rooms (``from sgdm_utils import metrics``) and take names from their faces
-(``metrics.pixcorr``). A name is followed through the face, the room's ``__init__.pyi``, to the module
+(``pixels.pixcorr``). A name is followed through the face, the room's ``__init__.pyi``, to the module
 that defines it: an edit of ``metrics/memorisation.py`` concerns the notebook that audits memorisation
 and not every notebook that computes a correlation. Modules of the reader's own that lie beside a
 notebook count, too.

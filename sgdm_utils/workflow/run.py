@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, _stop)  # so that the kernel is shut down, too
     try:
-        config = study_config.load(options.study)
+        config = study_config.load_study(options.study)
         if options.list:
             for step in study_config.plan(config):
                 print(step.command)

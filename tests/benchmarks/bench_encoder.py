@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from sgdm_utils.decoding import encoders
+from sgdm_utils.decoding import encoders, training
 from sgdm_utils.experiments import nice_encoder
 from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.atomic import atomic_file
@@ -73,7 +73,7 @@ def stepper(name: str, encoder: torch.nn.Module) -> Callable[[], float]:
     def step() -> float:
         mask = None
         if "ten" in name:
-            mask = encoders.keep_electrodes(BATCH, N_CHANS, 0.03, generator)
+            mask = training.keep_electrodes(BATCH, N_CHANS, 0.03, generator)
         logits = scale.exp() * F.normalize(encoder(eeg, subject, mask=mask), dim=1) @ target.T
         loss = (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
         optimizer.zero_grad()

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from sgdm_utils.decoding import encoders
-from sgdm_utils.generation import conditioning, multiscale
+from sgdm_utils.generation import conditioning
 from sgdm_utils.generation import networks as generation_networks
 from sgdm_utils.generation.autoencoder import PictureVAE
 from sgdm_utils.generation.pipeline import SGDMPipeline
@@ -49,7 +49,7 @@ UNITS = {
 
 
 def study_values(notebook: str) -> dict:
-    study = config.load("gpu")
+    study = config.load_study("gpu")
     seed = None if notebook < "02" else study.seeds[0]
     return config.resolve(study, config.step(study, notebook, seed=seed))
 
@@ -63,7 +63,7 @@ def networks(values: dict, size: int) -> tuple[torch.nn.ModuleDict, PictureVAE]:
         tuple(values["unet_widths"]),
     )  # fmt: skip
     condition = conditioning.ConditionEmbedder(
-        EMBED_DIM, N_CATEGORIES, multiscale.resolutions(unet), values["n_tokens"],
+        EMBED_DIM, N_CATEGORIES, generation_networks.resolutions(unet), values["n_tokens"],
         values["token_dim"], values["multi_scale"], values["residual_std"],
     )  # fmt: skip
     parts = {"unet": unet, "controlnet": generation_networks.make_controlnet(unet, size)}

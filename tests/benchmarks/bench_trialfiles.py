@@ -34,6 +34,8 @@ from large_pickle import write_large_pickle
 
 from sgdm_utils.datasets import pickles
 from sgdm_utils.signals import files as signals_files
+from sgdm_utils.signals import writing
+from sgdm_utils.signals.writing import TrialWriter
 from sgdm_utils.workflow import machine, paths
 from sgdm_utils.workflow.atomic import atomic_file
 
@@ -57,7 +59,7 @@ def blocks(n_trials: int, seed: int = 0) -> Iterator[np.ndarray]:
 
 
 def write_subject(path: Path, n_trials: int, seed: int = 0) -> Path:
-    with signals_files.TrialWriter(path) as writer:
+    with TrialWriter(path) as writer:
         for block in blocks(n_trials, seed):
             writer.append(block)
     return path
@@ -185,7 +187,7 @@ def measure_convert(path: Path, target: Path) -> list[dict]:
     def watch(done: int, total: int) -> None:
         most[:] = np.maximum(most, memory.grown()).tolist()
 
-    signals_files.convert(_mapped_pickle(path), target, progress=watch)
+    writing.convert(_mapped_pickle(path), target, progress=watch)
     row = dict(case="convert", trials=len(signals_files.TrialFile(target)))
     seconds = time.perf_counter() - start
     return [row | dict(seconds=seconds, resident_gb=most[0], private_gb=most[1])]

@@ -21,7 +21,7 @@ FOLDER = ".of-tests"  # in data/derived, which git ignores and which lies on the
 
 def main() -> int:
     """Return 0 when all notebooks gave what is stored in them."""
-    study = config.load("demo")
+    study = config.load_study("demo")
     stages = list(paths.STAGES.values())
     folder = paths.data_dir() / "derived" / FOLDER
     shutil.rmtree(folder, ignore_errors=True)

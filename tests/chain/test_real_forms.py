@@ -16,12 +16,12 @@ import papermill
 import published_recipe
 import pytest
 import things_eeg2_files
+from chain import run_chain
 
-from conftest import run_chain
-from sgdm_utils.datasets import frozen_splits, readers
-from sgdm_utils.datasets.bids import DatasetError
-from sgdm_utils.datasets.leakage import assertions
+from sgdm_utils.datasets import readers, splits
+from sgdm_utils.datasets.leakage.fits import read_records
 from sgdm_utils.datasets.things_eeg2 import arrays
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.metrics import tables
 from sgdm_utils.signals.files import TrialFile
 from sgdm_utils.workflow import artifacts, config, paths
@@ -105,7 +105,7 @@ def test_the_chain_leaves_whole_artifacts_tables_and_a_page(mini):
 
 
 def test_test_concepts_are_new_and_the_audit_saw_every_kind_of_leak(mini):
-    split = frozen_splits.read_split(joint(mini, "data") / "split.tsv")
+    split = splits.read_split(joint(mini, "data") / "split.tsv")
     concepts = split.groupby("split")["concept"].agg(set)
     assert not concepts["train"] & concepts["test"] and not concepts["train"] & concepts["val"]
     audit = pd.read_csv(joint(mini, "encoder", 0) / "audit.csv")
@@ -121,7 +121,7 @@ def test_the_published_test_images_are_the_test_set(things_run, monkeypatch):
     assert set(images.loc[images["partition"] == "train", "split"]) == {"train", "val"}
     eeg = TrialFile(things_run.data / "derived/things_eeg2_mini/sub-01/preprocessing/eeg.npy")
     assert eeg.shape[1:] == (63, 120)
-    (record,) = assertions.read_records(eeg.path.parent / "fits.json")
+    (record,) = read_records(eeg.path.parent / "fits.json")
     assert record.splits == ("train",) and not record.transductive
 
 
@@ -136,7 +136,7 @@ def test_tangrams_bring_their_geometry(kilogram_run, monkeypatch):
 @pytest.mark.parametrize("study", ["things_eeg2", "kilogram"])
 def test_the_miniature_sets_what_the_study_sets(study):
     """A dry run of the miniature is a dry run of the study's own choices in 00 and 01."""
-    full, small = config.load(study).notebooks, config.load(f"{study}_mini").notebooks
+    full, small = config.load_study(study).notebooks, config.load_study(f"{study}_mini").notebooks
     for notebook, free in (("00_data", {"raw_name", "val_fraction"}), ("01_preprocessing", set())):
         assert {k: v for k, v in full[notebook].items() if k not in free} == {
             k: v for k, v in small[notebook].items() if k not in free
@@ -146,7 +146,7 @@ def test_the_miniature_sets_what_the_study_sets(study):
 # --------------------------------------------------------------- THINGS-EEG2, as published
 
 
-PUBLISHED = config.load("things_eeg2_published").notebooks
+PUBLISHED = config.load_study("things_eeg2_published").notebooks
 
 
 @pytest.mark.parametrize("mode", ["time", "epochs"])
@@ -181,7 +181,7 @@ def test_notebook_01_equals_the_published_recipe(tmp_path, monkeypatch, mode):
             assert sorted(distance.argmin(1)) == list(range(len(published)))
             assert distance.min(1).max() < 2e-4 * np.abs(published).max()
     # a whitener that saw test trials is declared, and its record agrees with the table
-    (record,) = assertions.read_records(artifact / "fits.json")
+    (record,) = read_records(artifact / "fits.json")
     assert artifact.notes["transductive"] and record.transductive and "test" in record.splits
 
 
@@ -202,7 +202,9 @@ def test_every_form_of_things_eeg2_gives_the_common_result(tmp_path, monkeypatch
     things_eeg2_files.write_tree(root, form, ("sub-01",), SMALL, kind=kind or "official")
     epochs = form == "things_eeg2_preprocessed"
     setting = (
-        {"mvnn": "none"} if epochs else config.load("things_eeg2").notebooks["01_preprocessing"]
+        {"mvnn": "none"}
+        if epochs
+        else config.load_study("things_eeg2").notebooks["01_preprocessing"]
     )
     artifact = run_notebooks(
         "form", tmp_path, monkeypatch,

@@ -11,7 +11,7 @@ from scipy.stats import combine_pvalues
 from sgdm_utils.metrics import statistics, tables
 from sgdm_utils.workflow import artifacts, config, paths
 
-STEPS = config.plan(config.load("smoke"))
+STEPS = config.plan(config.load_study("smoke"))
 TABLES = ("retrieval", "reconstruction", "structure", "runtime")
 CONDITIONS = {
     "eeg",
@@ -111,7 +111,7 @@ def retrieval(study: str) -> pd.DataFrame:
 
 
 def test_the_two_studies_differ_in_the_signal_alone():
-    smoke, silent = config.load("smoke"), config.load("smoke_null")
+    smoke, silent = config.load_study("smoke"), config.load_study("smoke_null")
     assert silent.notebooks["00_data"].pop("snr") == 0
     assert smoke.notebooks["00_data"].pop("snr") > 0
     for notebook, parameters in silent.notebooks.items():

@@ -21,9 +21,9 @@ from PIL import Image
 from sgdm_utils.datasets import tables
 from sgdm_utils.datasets.alljoined import forms
 from sgdm_utils.datasets.alljoined import order as alljoined_order
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE, DatasetError
 from sgdm_utils.datasets.pickles import UnsafePickleError
-from sgdm_utils.signals.quality import ChannelError
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import ChannelError, DatasetError
 
 ELECTRODES = (
     "Cz FCz Afz Fp1 F5 F1 CP5 CP3 CP1 P1 P3 P5 P7 PO7 PO3 O1 Pz POz Oz O2 PO4 PO8 P8 P6 P4 P2 CP2 "
@@ -195,7 +195,7 @@ def test_blocks_are_paired_with_the_table(whole):
     table = table[(table["partition"] != "oddball") & ~table["dropped"]]
     one = found.events[found.events["subject"] == "sub-01"]
     assert len(one) == len(table) == 2 * 4 * 9
-    pictures = forms.things_images.load_image_set(whole).set_index(["partition", "number"])
+    pictures = forms.things_eeg2_images.load_image_set(whole).set_index(["partition", "number"])
     for (_, event), (_, row) in zip(one.iterrows(), table.iterrows(), strict=True):
         index = picture_of(row["image_path"])
         # training images count from 0, test images from 16540; the image set counts both from 1
@@ -249,7 +249,7 @@ def test_without_dropped_rows_that_lack_a_marker_are_counted(study):
     run = found.events.query("session == '01' and run == '05'")
     table = experiment(1).query("session == 1 and block_id == 5 and partition != 'oddball'")
     left = [picture_of(p) for i, p in enumerate(table["image_path"]) if i not in (3, 4)]
-    numbers = forms.things_images.load_image_set(study).query("partition == 'train'")
+    numbers = forms.things_eeg2_images.load_image_set(study).query("partition == 'train'")
     assert run["image_id"].tolist() == numbers["image_id"].iloc[left].tolist()
     np.testing.assert_allclose(run["onset_s"], [1 + 0.5 * i for i in range(10) if i not in (3, 4)])
 
@@ -418,7 +418,7 @@ def test_sub_06_is_moved_when_the_markers_say_so(study):
     table.to_parquet(table_file(study, 6, "stim_order.parquet"))
     found = read(study, subjects=["sub-06"], sessions=[4])
     assert "agree" in found.notes["sub-06"]
-    numbers = forms.things_images.load_image_set(study).query("partition == 'train'")
+    numbers = forms.things_eeg2_images.load_image_set(study).query("partition == 'train'")
     ids = found.events.query("run == '06'")["image_id"].tolist()
     assert ids == numbers["image_id"].iloc[[picture_of(p) for p in shown["image_path"]]].tolist()
     # as the table is listed, they do not fit, and nobody else's table is moved

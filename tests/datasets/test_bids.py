@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sgdm_utils.datasets import bids, events, frozen_splits, splits
-from sgdm_utils.datasets.bids import DatasetError
-from sgdm_utils.datasets.events import EventMapping
+from sgdm_utils.datasets import bids, splits
+from sgdm_utils.datasets.bids import EventMapping
 from sgdm_utils.datasets.splits import SplitError
-from sgdm_utils.signals.quality import ChannelError
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import ChannelError, DatasetError
 
 CHANNELS = ["Fz", "Cz", "Pz", "Oz", "POz"]
 PICTURES = [f"concept{i % 5}/picture{i}.png" for i in range(10)]
@@ -41,7 +41,7 @@ def add_recording(
     data = np.random.default_rng(seed).normal(0, 10e-6, (len(names), int(20 * sfreq)))
     raw = mne.io.RawArray(data, mne.create_info(names, sfreq, "eeg"), verbose="error")
     if positions:
-        raw.set_montage(bids.STANDARD_MONTAGE, verbose="error")
+        raw.set_montage(STANDARD_MONTAGE, verbose="error")
     raw.set_annotations(mne.Annotations(ONSETS, 0.1, ["image"] * len(ONSETS)))
     where = mne_bids.BIDSPath(root=root, subject=subject, task="see", run=run, datatype="eeg")
     with warnings.catch_warnings():
@@ -91,7 +91,7 @@ def study(tmp_path_factory) -> Path:
 
 
 def test_a_study_is_read_whole(study):
-    recordings, table = events.read_study(study, EventMapping())
+    recordings, table = bids.read_study(study, EventMapping())
     assert recordings["subject"].tolist() == ["sub-01", "sub-01", "sub-02"]
     assert recordings["run"].tolist() == ["01", "02", "01"]
     assert len(table) == 30
@@ -128,7 +128,7 @@ def test_recordings_in_derivatives_are_no_second_recording(tmp_path):
 
 def test_events_without_pictures_have_their_label(study):
     mapping = EventMapping(stimulus_column="", label_column="trial_type", margin_s=2.0)
-    _, table = events.read_study(study, mapping, subjects=["02"])
+    _, table = bids.read_study(study, mapping, subjects=["02"])
     assert set(table["image_id"]) == set(table["concept"]) == {"image"}
     assert set(table["stim_file"]) == {""}
     # 1.0 lies within 2 s of the start; the last, 17.2, does not lie within 2 s of the end
@@ -140,7 +140,7 @@ def test_byte_order_mark_na_and_backslashes_are_understood(tmp_path):
     edit(sidecar, 0, "stim_file", "n/a")  # a target, no picture
     edit(sidecar, 1, "stim_file", PICTURES[1].replace("/", "\\"))
     sidecar.write_bytes(b"\xef\xbb\xbf" + sidecar.read_bytes())
-    _, table = events.read_study(tmp_path, EventMapping())
+    _, table = bids.read_study(tmp_path, EventMapping())
     assert len(table) == 9
     assert table["image_id"][0] == "concept1/picture1"
 
@@ -191,32 +191,32 @@ def test_a_channel_marked_as_bad_is_let_through_without_nan(tmp_path):
 def test_an_event_without_its_picture_is_named(tmp_path):
     edit(add_recording(tmp_path), 4, "stim_file", "concept9/gone.png")
     with pytest.raises(DatasetError, match=r"events\.tsv, line 6.*'concept9/gone\.png'.*stimuli"):
-        events.read_study(tmp_path, EventMapping())
+        bids.read_study(tmp_path, EventMapping())
 
 
 def test_a_picture_outside_the_stimuli_is_refused(tmp_path):
     edit(add_recording(tmp_path), 0, "stim_file", "../dataset_description.json")
     with pytest.raises(DatasetError, match=r"line 2.*dataset_description\.json"):
-        events.read_study(tmp_path, EventMapping())
+        bids.read_study(tmp_path, EventMapping())
 
 
 def test_a_picture_event_that_names_no_picture_is_refused(tmp_path):
     edit(add_recording(tmp_path), 4, "stim_file", "n/a")
     with pytest.raises(DatasetError, match=r"line 6.*stim_file is n/a"):
-        events.read_study(tmp_path, EventMapping(keep={"trial_type": ["image"]}))
+        bids.read_study(tmp_path, EventMapping(keep={"trial_type": ["image"]}))
 
 
 def test_a_missing_events_file_is_named(tmp_path):
     sidecar = add_recording(tmp_path)
     sidecar.unlink()
     with pytest.raises(DatasetError, match=r"run-01_events\.tsv is missing"):
-        events.read_study(tmp_path, EventMapping())
+        bids.read_study(tmp_path, EventMapping())
 
 
 def test_a_missing_column_is_named_with_the_closest(tmp_path):
     add_recording(tmp_path)
     with pytest.raises(DatasetError, match=r"no column 'stimfile'.*did you mean 'stim_file'"):
-        events.read_study(tmp_path, EventMapping(stimulus_column="stimfile"))
+        bids.read_study(tmp_path, EventMapping(stimulus_column="stimfile"))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_wrong_onset_is_named(tmp_path, value, message):
     with pytest.raises(DatasetError, match=message):
         recording = bids.find_recordings(tmp_path).iloc[0]
         raw = mne.io.RawArray(np.zeros((1, 2000)), mne.create_info(["x"], 100.0, "eeg"))
-        events.read_events(recording, tmp_path, EventMapping(), raw)
+        bids.read_events(recording, tmp_path, EventMapping(), raw)
 
 
 def test_a_channel_renamed_in_one_of_two_files_is_named(tmp_path):
@@ -252,7 +252,7 @@ def test_a_channel_renamed_in_one_run_is_named(tmp_path):
     add_recording(tmp_path, run="01", seed=1)
     add_recording(tmp_path, run="02", seed=2, names=["Fz", "Cz", "Pz", "O1", "POz"])
     with pytest.raises(DatasetError, match=r"run-02_eeg.*Oz missing, O1 new"):
-        events.read_study(tmp_path, EventMapping())
+        bids.read_study(tmp_path, EventMapping())
 
 
 def test_an_electrode_without_a_place_is_named(tmp_path):
@@ -265,14 +265,14 @@ def test_different_sampling_rates_are_refused(tmp_path):
     add_recording(tmp_path, run="01", seed=1)
     add_recording(tmp_path, run="02", seed=2, sfreq=128.0)
     with pytest.raises(DatasetError, match=r"run-02_eeg\.vhdr was sampled at 128 Hz.*at 100 Hz"):
-        events.read_study(tmp_path, EventMapping())
+        bids.read_study(tmp_path, EventMapping())
 
 
 def test_a_copied_recording_is_refused(tmp_path):
     add_recording(tmp_path, "01", seed=1)
     add_recording(tmp_path, "02", seed=1)  # other header, other name, same samples
     with pytest.raises(DatasetError, match=r"sub-02_.* and .*sub-01_.* hold the same signal"):
-        events.read_study(tmp_path, EventMapping())
+        bids.read_study(tmp_path, EventMapping())
 
 
 def test_a_truncated_recording_is_named(tmp_path):
@@ -304,9 +304,9 @@ def test_two_files_under_one_image_id_are_refused(tmp_path):
     sidecar = add_recording(tmp_path)
     shutil.copy(tmp_path / "stimuli" / PICTURES[0], tmp_path / "stimuli/concept0/picture0.jpg")
     edit(sidecar, 1, "stim_file", "concept0/picture0.jpg")
-    _, table = events.read_study(tmp_path, EventMapping())
+    _, table = bids.read_study(tmp_path, EventMapping())
     with pytest.raises(DatasetError, match=r"'concept0/picture0' has several files"):
-        events.image_table(table)
+        bids.image_table(table)
 
 
 # ------------------------------------------------------------------------------- splits
@@ -386,36 +386,36 @@ def test_a_planted_leak_is_refused(tmp_path, spoil, message):
     with pytest.raises(SplitError, match=message):
         splits.assert_split_integrity(table)
     with pytest.raises(SplitError, match=message):
-        frozen_splits.write_split(tmp_path / "split.tsv", table)
+        splits.write_split(tmp_path / "split.tsv", table)
     assert not list(tmp_path.iterdir()), "nothing may be left of a refused split"
 
 
 def test_a_frozen_split_comes_back_and_is_not_replaced(tmp_path):
     path = tmp_path / "split.tsv"
     table = splits.assign_split(images(), np.random.default_rng(0)).assign(shown=True)
-    frozen_splits.write_split(path, table)
-    read = frozen_splits.read_split(path)
+    splits.write_split(path, table)
+    read = splits.read_split(path)
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
     assert read["image_id"][0] == "000"  # not the number 0
-    frozen_splits.write_split(path, table)  # the same one may be written again
+    splits.write_split(path, table)  # the same one may be written again
     other = splits.assign_split(images(), np.random.default_rng(1)).assign(shown=True)
     with pytest.raises(SplitError, match="holds another split"):
-        frozen_splits.write_split(path, other)
-    pd.testing.assert_frame_equal(frozen_splits.read_split(path), read)
-    frozen_splits.write_split(path, other, overwrite=True)
-    assert (frozen_splits.read_split(path)["split"] == other["split"]).all()
+        splits.write_split(path, other)
+    pd.testing.assert_frame_equal(splits.read_split(path), read)
+    splits.write_split(path, other, overwrite=True)
+    assert (splits.read_split(path)["split"] == other["split"]).all()
 
 
 def test_an_edited_split_is_refused(tmp_path):
-    path = frozen_splits.write_split(
+    path = splits.write_split(
         tmp_path / "split.tsv", splits.assign_split(images(), np.random.default_rng(0))
     )
     text = path.read_text()
     path.write_text(text.replace("\ttest\n", "\ttrain\n", 1))
     with pytest.raises(SplitError, match=r"split\.tsv was changed after it was frozen"):
-        frozen_splits.read_split(path)
+        splits.read_split(path)
     path.write_text(text)
-    frozen_splits.read_split(path)
+    splits.read_split(path)
     path.with_suffix(".json").unlink()
     with pytest.raises(SplitError, match=r"split\.json is missing: run notebook 00_data"):
-        frozen_splits.read_split(path)
+        splits.read_split(path)

@@ -28,8 +28,7 @@ from PIL import Image
 from shapely import contains_xy
 from shapely.geometry import Polygon
 
-from sgdm_utils.datasets import events, splits
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.datasets import bids, splits
 from sgdm_utils.datasets.kilogram import pictures as kilogram_pictures
 from sgdm_utils.datasets.kilogram import recordings
 from sgdm_utils.datasets.kilogram.figures import Tangram, read_svg, relations
@@ -39,6 +38,7 @@ from sgdm_utils.datasets.kilogram.pictures import (
     render,
     stimulus_set,
 )
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import pictures as stimuli_pictures
 from sgdm_utils.stimuli import tangrams
 
@@ -671,5 +671,5 @@ def test_pictures_of_the_study_go_with_its_tables(study):
     assert 2 <= drawn.table["category"].nunique() <= 6
     assert (drawn.relations[:, range(7), range(7)] == 5).all()
     assert len({r.tobytes() for r in drawn.relations}) > 18
-    assert events.image_table(found.events)["image_id"].tolist() == images["image_id"].tolist()
+    assert bids.image_table(found.events)["image_id"].tolist() == images["image_id"].tolist()
     assert kilogram_pictures.ANNOTATION_FILES[0] == "full.json"

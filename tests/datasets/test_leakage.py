@@ -16,9 +16,26 @@ from PIL import Image, ImageEnhance
 from skimage import data as photographs
 
 from sgdm_utils.datasets import splits
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.datasets.leakage import assertions
-from sgdm_utils.datasets.leakage.assertions import LeakageError
+from sgdm_utils.datasets.leakage.copies import (
+    assert_files_unique,
+    assert_pictures,
+    assert_trials_unique,
+    perceptual_hash,
+)
+from sgdm_utils.datasets.leakage.fits import (
+    CheckpointRecord,
+    Finding,
+    FitRecord,
+    LeakageError,
+    assert_checkpoint,
+    assert_fitted_on,
+    read_records,
+    record_choice,
+    record_fit,
+    write_records,
+)
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import pictures as stimuli_pictures
 
 SPLIT = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
@@ -63,9 +80,7 @@ def pictures() -> np.ndarray:
 
 
 def test_image(trials):
-    assert assertions.assert_images(trials) == assertions.Finding(
-        "image", "image ids between splits", 12
-    )
+    assert assertions.assert_images(trials) == Finding("image", "image ids between splits", 12)
     trials.loc[trials.index[-1], ["image_id", "concept"]] = ["i00", "c00"]  # a test trial
     with pytest.raises(LeakageError, match="1 images .*: 'i00' is in test and train"):
         assertions.assert_images(trials)
@@ -164,12 +179,12 @@ def variants(picture: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def test_the_same_pixels_under_another_name(images, pictures):
-    assert assertions.assert_pictures(images, pictures).n == 12
+    assert assert_pictures(images, pictures).n == 12
     pictures[9] = pictures[4]
     with pytest.raises(LeakageError, match=r"'i04' \(train\) and 'i09' \(val\) are the same"):
-        assertions.assert_pictures(images, pictures)
+        assert_pictures(images, pictures)
     with pytest.raises(LeakageError, match="pixel by pixel"):
-        assertions.assert_pictures(images, pictures, max_distance=None)
+        assert_pictures(images, pictures, max_distance=None)
 
 
 @pytest.mark.parametrize("what", ["JPEG", "halved", "brighter", "grey", "noise"])
@@ -177,12 +192,12 @@ def test_the_same_pixels_under_another_name(images, pictures):
 def test_nearly_the_same_picture(images, what, row):
     drawn = stimuli_pictures.make_stimuli(17, 0, 2, 2, 64, np.random.default_rng(5)).pictures[:12]
     pictures = list(drawn)
-    assertions.assert_pictures(images, pictures)
+    assert_pictures(images, pictures)
     pictures[row] = variants(drawn[4])[what]
     message = rf"'i{row:02d}' \({SPLIT[row]}\) and 'i04' \(train\) are nearly the same .* of 255"
     with pytest.raises(LeakageError, match=message):
-        assertions.assert_pictures(images, pictures)
-    assertions.assert_pictures(images, pictures, max_distance=None)  # the pixels do differ
+        assert_pictures(images, pictures)
+    assert_pictures(images, pictures, max_distance=None)  # the pixels do differ
 
 
 def test_the_threshold_stands_between_variants_and_other_pictures():
@@ -191,7 +206,7 @@ def test_the_threshold_stands_between_variants_and_other_pictures():
     shown = [np.ascontiguousarray(p[:300, :300]) for p in shown]
 
     def distance(a, b):
-        bits = [assertions.perceptual_hash(p)[0].view(np.uint8) for p in (a, b)]
+        bits = [perceptual_hash(p)[0].view(np.uint8) for p in (a, b)]
         return int((np.unpackbits(bits[0]) != np.unpackbits(bits[1])).sum())
 
     near = [distance(p, v) for p in shown for v in variants(p).values()]
@@ -201,66 +216,66 @@ def test_the_threshold_stands_between_variants_and_other_pictures():
 
 def test_drawings_of_different_splits_are_different_pictures():
     drawn = stimuli_pictures.make_stimuli(120, 80, 20, 20, 64, np.random.default_rng(3))
-    assert assertions.assert_pictures(drawn.table, drawn.pictures).n == 240
+    assert assert_pictures(drawn.table, drawn.pictures).n == 240
 
 
 def test_plain_pictures_are_compared_by_their_pixels_only(images):
     plain = [np.full((48, 48, 3), 20 * k, np.uint8) for k in range(12)]
-    assertions.assert_pictures(images, plain)
+    assert_pictures(images, plain)
     plain[10] = plain[3]
     with pytest.raises(LeakageError, match="'i03' .* and 'i10'"):
-        assertions.assert_pictures(images, plain)
+        assert_pictures(images, plain)
 
 
 def test_pictures_in_files(images, pictures, tmp_path):
     files = [tmp_path / f"{i}.png" for i in images["image_id"]]
     for file, picture in zip(files, pictures, strict=True):
         Image.fromarray(picture).save(file)
-    assert assertions.assert_pictures(images, files).n == 12
+    assert assert_pictures(images, files).n == 12
     Image.fromarray(pictures[0]).save(files[11], compress_level=0)  # other bytes, same pixels
     with pytest.raises(LeakageError, match="'i00' .* and 'i11'"):
-        assertions.assert_pictures(images, files)
+        assert_pictures(images, files)
     files[2].write_bytes(files[2].read_bytes()[:100])
     with pytest.raises(DatasetError, match=r"i02\.png cannot be read as a picture"):
-        assertions.assert_pictures(images, files)
+        assert_pictures(images, files)
 
 
 def test_pictures_that_cannot_be_compared(images, pictures):
     with pytest.raises(DatasetError, match="11 pictures for 12 images"):
-        assertions.assert_pictures(images, pictures[:11])
+        assert_pictures(images, pictures[:11])
     with pytest.raises(DatasetError, match=r"a picture is float32 \(48, 48, 3\)"):
-        assertions.assert_pictures(images, pictures.astype(np.float32))
+        assert_pictures(images, pictures.astype(np.float32))
 
 
 # ------------------------------------------------------------------------ duplicate recording
 
 
 def test_trials_that_were_copied(trials, eeg):
-    assert assertions.assert_trials_unique(eeg, trials).n == 72
+    assert assert_trials_unique(eeg, trials).n == 72
     source, target = 3, 47  # sub-01 train, sub-02 test
     eeg[target] = eeg[source]
     message = r"1 trials .*, 1 of them of another split or subject: row 3 \(sub-01, train\) and row 47 \(sub-02, test\)\. Was a recording copied"
     with pytest.raises(LeakageError, match=message):
-        assertions.assert_trials_unique(eeg, trials, chunk=7)
+        assert_trials_unique(eeg, trials, chunk=7)
 
 
 def test_a_pair_between_subjects_is_named_before_one_within(trials, eeg):
     eeg[1], eeg[40] = eeg[0], eeg[30]
     assert trials["subject"][[30, 40]].tolist() == ["sub-01", "sub-02"]
     with pytest.raises(LeakageError, match=r"2 trials .*, 1 of them .*: row 30 .* and row 40"):
-        assertions.assert_trials_unique(eeg, trials)
+        assert_trials_unique(eeg, trials)
 
 
 def test_one_bit_makes_another_trial(trials, eeg):
     eeg[47] = eeg[3]
     eeg[47, 3, 24] = np.nextafter(eeg[47, 3, 24], np.float32(9))
-    assertions.assert_trials_unique(eeg, trials)
+    assert_trials_unique(eeg, trials)
 
 
 def test_trials_without_signal_are_called_that(trials, eeg):
     eeg[[5, 50]] = 0
     with pytest.raises(LeakageError, match="hold no signal at all"):
-        assertions.assert_trials_unique(eeg, trials)
+        assert_trials_unique(eeg, trials)
 
 
 def test_rows_say_which_trials_are_meant(trials, eeg):
@@ -269,11 +284,11 @@ def test_rows_say_which_trials_are_meant(trials, eeg):
     assert 3 in table.index and 47 in table.index
     rows = table.index.to_numpy()
     with pytest.raises(LeakageError, match=r"row 3 \(sub-01, train\) and row 47 \(sub-02, test\)"):
-        assertions.assert_trials_unique(eeg, table, rows)
+        assert_trials_unique(eeg, table, rows)
     keep = table.drop(index=47)
-    assert assertions.assert_trials_unique(eeg, keep, keep.index.to_numpy()).n == len(keep)
+    assert assert_trials_unique(eeg, keep, keep.index.to_numpy()).n == len(keep)
     with pytest.raises(DatasetError, match="72 rows of EEG for 35 trials"):
-        assertions.assert_trials_unique(eeg, keep)
+        assert_trials_unique(eeg, keep)
 
 
 def test_recordings_larger_than_memory_are_streamed():
@@ -291,7 +306,7 @@ def test_recordings_larger_than_memory_are_streamed():
 
     trials = pd.DataFrame({"subject": "sub-01", "split": ["train"] * 2000})
     tracemalloc.start()
-    finding = assertions.assert_trials_unique(Signal(), trials, chunk=16)
+    finding = assert_trials_unique(Signal(), trials, chunk=16)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert finding.n == 2000 and max(Signal.asked) == 16
@@ -306,16 +321,16 @@ def test_files_that_were_copied(tmp_path):
         header.write_text(f"DataFile={name}.eeg\n")
         header.with_suffix(".eeg").write_bytes(rng.bytes(1000))
         files.append(header)
-    assert assertions.assert_files_unique(files).n == 3
+    assert assert_files_unique(files).n == 3
     (tmp_path / "sub-03.eeg").write_bytes((tmp_path / "sub-01.eeg").read_bytes())
     with pytest.raises(LeakageError, match=r"sub-01\.eeg and .*sub-03\.eeg have the same content"):
-        assertions.assert_files_unique(files)
+        assert_files_unique(files)
     with pytest.raises(LeakageError, match=r"b\.edf have the same content"):
         for name in ("a.edf", "b.edf"):
             (tmp_path / name).write_bytes(b"one recording")
-        assertions.assert_files_unique([tmp_path / "a.edf", tmp_path / "b.edf"])
+        assert_files_unique([tmp_path / "a.edf", tmp_path / "b.edf"])
     with pytest.raises(DatasetError, match=r"c\.edf is not there"):
-        assertions.assert_files_unique([tmp_path / "c.edf"])
+        assert_files_unique([tmp_path / "c.edf"])
 
 
 # -------------------------------------------------------------------------------- normaliser
@@ -326,35 +341,35 @@ def rows_of(trials, *which, subject="sub-01"):
 
 
 def test_a_fit_on_training_rows(trials):
-    record = assertions.record_fit("whitener sub-01", trials, rows_of(trials, "train"))
+    record = record_fit("whitener sub-01", trials, rows_of(trials, "train"))
     assert record.n == 24 and record.splits == ("train",) and record.subjects == ("sub-01",)
-    finding = assertions.assert_fitted_on(record, trials)
+    finding = assert_fitted_on(record, trials)
     assert finding.compared == "whitener sub-01: rows of train" and finding.verdict == "clean"
     # whatever the order of the rows, and after a table with gaps made numbers of the repetitions
     shuffled = trials.sample(frac=1, random_state=1)
-    assertions.assert_fitted_on(record, shuffled.assign(repetition=shuffled["repetition"] * 1.0))
+    assert_fitted_on(record, shuffled.assign(repetition=shuffled["repetition"] * 1.0))
     own = trials[trials["subject"] == "sub-01"]
-    assert assertions.record_fit("whitener sub-01", own, rows_of(own, "train")) == record
+    assert record_fit("whitener sub-01", own, rows_of(own, "train")) == record
 
 
 def test_a_fit_that_saw_the_test(trials):
-    record = assertions.record_fit("whitener", trials, rows_of(trials, "train", "test"))
+    record = record_fit("whitener", trials, rows_of(trials, "train", "test"))
     with pytest.raises(LeakageError, match="whitener was fitted with rows of test; allowed is train and val"):  # fmt: skip
-        assertions.assert_fitted_on(record, trials)
+        assert_fitted_on(record, trials)
     with pytest.raises(LeakageError, match="rows of val; allowed is train"):
-        record = assertions.record_fit("scaler", trials, rows_of(trials, "train", "val"))
-        assertions.assert_fitted_on(record, trials, allowed=("train",))
+        record = record_fit("scaler", trials, rows_of(trials, "train", "val"))
+        assert_fitted_on(record, trials, allowed=("train",))
 
 
 def test_a_declared_transductive_fit_is_labelled(trials):
     rows = rows_of(trials, "train", "test")
-    record = assertions.record_fit("whitener", trials, rows, transductive=True)
-    assert assertions.assert_fitted_on(record, trials).verdict == "transductive, declared"
-    published = assertions.FitRecord("MVNN", "", (), ("sub-01",), ("train", "test"), 0, True)
-    assert "not verifiable" in assertions.assert_fitted_on(published, trials).verdict
-    fewer = assertions.record_fit("whitener", trials, rows[1:], transductive=True)
+    record = record_fit("whitener", trials, rows, transductive=True)
+    assert assert_fitted_on(record, trials).verdict == "transductive, declared"
+    published = FitRecord("MVNN", "", (), ("sub-01",), ("train", "test"), 0, True)
+    assert "not verifiable" in assert_fitted_on(published, trials).verdict
+    fewer = record_fit("whitener", trials, rows[1:], transductive=True)
     with pytest.raises(LeakageError, match="saw other rows"):  # a declaration is no free ride
-        assertions.assert_fitted_on(fewer, trials)
+        assert_fitted_on(fewer, trials)
 
 
 @pytest.mark.parametrize(
@@ -365,50 +380,48 @@ def test_a_declared_transductive_fit_is_labelled(trials):
     ],
 )
 def test_a_fit_that_claims_training_but_saw_other_rows(trials, rows):
-    record = assertions.record_fit("whitener", trials, rows(trials))
+    record = record_fit("whitener", trials, rows(trials))
     assert record.splits == ("train",)
     with pytest.raises(LeakageError, match="claims to be fitted with train of sub-01.* saw other rows"):  # fmt: skip
-        assertions.assert_fitted_on(record, trials)
+        assert_fitted_on(record, trials)
 
 
 def test_a_forged_claim_is_found_by_the_digest(trials):
-    honest = assertions.record_fit("whitener", trials, rows_of(trials, "train"))
-    sneaky = assertions.record_fit("whitener", trials, rows_of(trials, "train", "test"))
-    forged = assertions.FitRecord(
+    honest = record_fit("whitener", trials, rows_of(trials, "train"))
+    sneaky = record_fit("whitener", trials, rows_of(trials, "train", "test"))
+    forged = FitRecord(
         "whitener", sneaky.digest, honest.keys, honest.subjects, honest.splits, honest.n
     )
     with pytest.raises(LeakageError, match="saw other rows"):
-        assertions.assert_fitted_on(forged, trials)
+        assert_fitted_on(forged, trials)
 
 
 def test_a_split_that_changed_since_the_fit(trials):
-    record = assertions.record_fit("whitener", trials, rows_of(trials, "train"))
+    record = record_fit("whitener", trials, rows_of(trials, "train"))
     trials.loc[trials["image_id"] == "i00", "split"] = "test"
     with pytest.raises(LeakageError, match=r"\(24\) than these are now \(21\)"):
-        assertions.assert_fitted_on(record, trials)
+        assert_fitted_on(record, trials)
 
 
 def test_a_fit_of_the_left_out_subject_is_no_leaving_out(trials):
-    record = assertions.record_fit(
-        "whitener sub-02", trials, rows_of(trials, "train", subject="sub-02")
-    )
-    assertions.assert_fitted_on(record, trials)
+    record = record_fit("whitener sub-02", trials, rows_of(trials, "train", subject="sub-02"))
+    assert_fitted_on(record, trials)
     with pytest.raises(LeakageError, match=r"\(24\) than these are now \(0\)"):
-        assertions.assert_fitted_on(record, splits.leave_one_subject_out(trials, "sub-02"))
+        assert_fitted_on(record, splits.leave_one_subject_out(trials, "sub-02"))
 
 
 def test_a_fit_on_images(images, trials):
     train = np.flatnonzero(images["split"] == "train")
-    record = assertions.record_fit("centre of the targets", images, train)
+    record = record_fit("centre of the targets", images, train)
     assert record.keys == ("image_id",) and record.subjects == ()
-    assertions.assert_fitted_on(record, images)
-    assertions.assert_fitted_on(record, trials)  # the same images, many times
-    whole = assertions.record_fit("centre of the targets", images, np.arange(12))
+    assert_fitted_on(record, images)
+    assert_fitted_on(record, trials)  # the same images, many times
+    whole = record_fit("centre of the targets", images, np.arange(12))
     with pytest.raises(LeakageError, match="rows of test"):
-        assertions.assert_fitted_on(whole, images)
-    by_trial = assertions.record_fit("whitener", trials, rows_of(trials, "train"))
+        assert_fitted_on(whole, images)
+    by_trial = record_fit("whitener", trials, rows_of(trials, "train"))
     with pytest.raises(DatasetError, match="has no column subject, repetition"):
-        assertions.assert_fitted_on(by_trial, images)
+        assert_fitted_on(by_trial, images)
 
 
 # -------------------------------------------------------------------------------- checkpoint
@@ -420,46 +433,44 @@ def history() -> pd.DataFrame:
 
 
 def test_a_choice_on_validation():
-    record = assertions.record_choice(history(), "top-5", "val", 2)
+    record = record_choice(history(), "top-5", "val", 2)
     assert record.epochs == (0, 2, 4) and record.values == (0.1, 0.4, 0.3)
-    assert assertions.assert_checkpoint(record).n == 3
+    assert assert_checkpoint(record).n == 3
     for tied in (3, 4):
-        assertions.assert_checkpoint(
-            assertions.record_choice(history(), "loss", "train", tied, mode="min")
-        )
+        assert_checkpoint(record_choice(history(), "loss", "train", tied, mode="min"))
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (assertions.record_choice(history(), "top-5", "test", 2), "chosen by top-5 on 'test'"),
-        (assertions.record_choice(history(), "top-5", "val", 4),
+        (record_choice(history(), "top-5", "test", 2), "chosen by top-5 on 'test'"),
+        (record_choice(history(), "top-5", "val", 4),
          "epoch 4 was kept with top-5 = 0.3 on val, but epoch 2 has 0.4"),
-        (assertions.record_choice(history(), "loss", "val", 0, mode="min"), "epoch 3 has 2"),
-        (assertions.record_choice(history(), "top-5", "val", 3), "epoch 3 .* not among the 3"),
-        (assertions.CheckpointRecord("top-5", "val", (0, 1), (0.1,), 0), "2 epochs and 1 values"),
-        (assertions.CheckpointRecord("top-5", "val", (0,), (np.nan,), 0), "no numbers"),
+        (record_choice(history(), "loss", "val", 0, mode="min"), "epoch 3 has 2"),
+        (record_choice(history(), "top-5", "val", 3), "epoch 3 .* not among the 3"),
+        (CheckpointRecord("top-5", "val", (0, 1), (0.1,), 0), "2 epochs and 1 values"),
+        (CheckpointRecord("top-5", "val", (0,), (np.nan,), 0), "no numbers"),
     ],
 )  # fmt: skip
 def test_a_choice_that_is_refused(record, message):
     with pytest.raises(LeakageError, match=message):
-        assertions.assert_checkpoint(record)
+        assert_checkpoint(record)
 
 
 def test_records_are_stored_and_read(trials, tmp_path):
     path = tmp_path / "fits.json"
     records = [
-        assertions.record_fit("whitener", trials, rows_of(trials, "train")),
-        assertions.record_choice(history(), "top-5", "val", 2),
+        record_fit("whitener", trials, rows_of(trials, "train")),
+        record_choice(history(), "top-5", "val", 2),
     ]
-    assertions.write_records(path, records)
-    assert assertions.read_records(path) == records
+    write_records(path, records)
+    assert read_records(path) == records
     for broken in ("[{}]", "{", '[{"kind": "Other"}]', '[{"kind": "FitRecord", "name": "x"}]', "[3]"):  # fmt: skip
         path.write_text(broken)
         with pytest.raises(DatasetError, match=r"fits\.json holds no records"):
-            assertions.read_records(path)
+            read_records(path)
     with pytest.raises(DatasetError, match="holds no records"):
-        assertions.read_records(tmp_path / "none.json")
+        read_records(tmp_path / "none.json")
 
 
 # ------------------------------------------------------------------------------- all together
@@ -471,9 +482,9 @@ def test_the_audit_of_clean_data(trials, images, pictures, eeg, tmp_path):
         file.write_bytes(bytes([k]) * 100)
     table = splits.leave_one_subject_out(trials, "sub-02")
     records = [
-        assertions.record_fit("whitener sub-01", trials, rows_of(trials, "train")),
-        assertions.record_fit("centre", images, np.flatnonzero(images["split"] == "train")),
-        assertions.record_choice(history(), "top-5", "val", 2),
+        record_fit("whitener sub-01", trials, rows_of(trials, "train")),
+        record_fit("centre", images, np.flatnonzero(images["split"] == "train")),
+        record_choice(history(), "top-5", "val", 2),
     ]
     audit = assertions.audit(
         table, images=images, pictures=pictures, eeg=eeg, rows=table.index.to_numpy(), files=files,
@@ -496,7 +507,7 @@ def test_the_audit_says_what_it_could_not_check(trials):
 
 def test_the_audit_names_all_leaks_at_once(trials, eeg):
     eeg[47] = eeg[3]
-    choice = assertions.record_choice(history(), "top-5", "test", 2)
+    choice = record_choice(history(), "top-5", "test", 2)
     with pytest.raises(LeakageError) as caught:
         assertions.audit(trials, eeg=eeg, records=[choice])
     message = str(caught.value)

@@ -17,16 +17,15 @@ import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
-from sgdm_utils.datasets import bids, events, muse
-from sgdm_utils.datasets.bids import DatasetError
-from sgdm_utils.signals.quality import ChannelError
+from sgdm_utils.datasets import bids, muse
+from sgdm_utils.errors import ChannelError, DatasetError
 from sgdm_utils.workflow import artifacts, paths
 
 SOURCE = paths.project_root().parent / "shared" / "data" / "muse_n170"
 needs_recording = pytest.mark.skipif(
     not SOURCE.is_dir(), reason="the Muse recording is not beside the checkout (shared/data)"
 )
-MAPPING = events.EventMapping(stimulus_column="", label_column="trial_type")
+MAPPING = bids.EventMapping(stimulus_column="", label_column="trial_type")
 
 
 # ------------------------------------------------------------------ the real recording
@@ -57,7 +56,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 @needs_recording
 def test_the_conversion_loses_nothing(data_dir):
     root = data_dir / "data" / "raw" / "muse_n170"
-    recordings, table = events.read_study(root, MAPPING, task="n170")
+    recordings, table = bids.read_study(root, MAPPING, task="n170")
     files = sorted(SOURCE.glob("*.csv"))
     assert len(recordings) == len(files) == 6
     for (_, recording), file in zip(recordings.iterrows(), files, strict=True):
@@ -227,7 +226,7 @@ def test_sessions_with_the_same_file_names_lie_side_by_side(tmp_path):
     with pytest.raises(DatasetError, match="has the same content as sub-01_ses-01"):
         convert(tmp_path, table_of(seed=1), session="02")
     convert(tmp_path, table_of(seed=2), session="02")
-    recordings, table = events.read_study(root, MAPPING)
+    recordings, table = bids.read_study(root, MAPPING)
     assert recordings["session"].tolist() == ["01", "02"]
     assert table["concept"].tolist() == ["house", "face", "house"] * 2
 

@@ -18,8 +18,8 @@ import pytest
 from large_pickle import write_large_pickle
 
 from sgdm_utils.datasets import pickles
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.datasets.pickles import UnsafePickleError, load
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import paths
 
 PROTOCOLS = range(6)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sgdm_utils.datasets import frozen_splits, splits
+from sgdm_utils.datasets import splits
 from sgdm_utils.datasets.splits import SplitError
 from sgdm_utils.workflow import paths
 
@@ -207,45 +207,45 @@ def test_how_a_split_came_about_is_frozen_with_it(tmp_path):
     path = tmp_path / "split.tsv"
     table = splits.from_partition(published(), np.random.default_rng(7), 5)
     facts = {"seed": 7, "subjects": ["sub-01", "sub-02"], **table.attrs}
-    frozen_splits.write_split(path, table, facts=facts)
-    frozen = frozen_splits.read_facts(path)
+    splits.write_split(path, table, facts=facts)
+    frozen = splits.read_facts(path)
     assert {k: frozen[k] for k in facts} == facts
     assert frozen["images"] == {"train": 450, "val": 50, "test": 8}
     assert frozen["concepts"] == {"train": 45, "val": 5, "test": 8}
-    frozen_splits.write_split(path, table)  # without facts: those that are frozen stay
-    assert frozen_splits.read_facts(path) == frozen
-    frozen_splits.write_split(path, table, facts=facts)
-    pd.testing.assert_frame_equal(frozen_splits.read_split(path), table, check_dtype=False)
+    splits.write_split(path, table)  # without facts: those that are frozen stay
+    assert splits.read_facts(path) == frozen
+    splits.write_split(path, table, facts=facts)
+    pd.testing.assert_frame_equal(splits.read_split(path), table, check_dtype=False)
 
 
 def test_other_facts_about_a_frozen_split_are_refused(tmp_path):
     path = tmp_path / "split.tsv"
     table = splits.from_partition(published(), np.random.default_rng(7), 5)
-    frozen_splits.write_split(path, table, facts={"seed": 7})
+    splits.write_split(path, table, facts={"seed": 7})
     before = path.with_suffix(".json").read_bytes()
     with pytest.raises(
         SplitError, match=r"split\.json says of the same split that seed is 7, not 8"
     ):
-        frozen_splits.write_split(path, table, facts={"seed": 8})
+        splits.write_split(path, table, facts={"seed": 8})
     with pytest.raises(SplitError, match="the fact 'sha256' is counted"):
-        frozen_splits.write_split(path, table, facts={"sha256": "0"})
+        splits.write_split(path, table, facts={"sha256": "0"})
     assert path.with_suffix(".json").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["split.json", "split.tsv"]
-    frozen_splits.write_split(path, table, overwrite=True, facts={"seed": 8})
-    assert frozen_splits.read_facts(path)["seed"] == 8
+    splits.write_split(path, table, overwrite=True, facts={"seed": 8})
+    assert splits.read_facts(path)["seed"] == 8
 
 
 def test_facts_of_another_split_are_not_inherited(tmp_path):
     path = tmp_path / "split.tsv"
     first, other = (splits.from_partition(published(), np.random.default_rng(s), 5) for s in (0, 1))
-    frozen_splits.write_split(path, first, facts={"seed": 0})
-    frozen_splits.write_split(path, other, overwrite=True)
-    assert "seed" not in frozen_splits.read_facts(path)
+    splits.write_split(path, first, facts={"seed": 0})
+    splits.write_split(path, other, overwrite=True)
+    assert "seed" not in splits.read_facts(path)
 
 
 def test_a_broken_sidecar_is_named(tmp_path):
     path = tmp_path / "split.tsv"
-    frozen_splits.write_split(path, splits.from_partition(published(), np.random.default_rng(0), 5))
+    splits.write_split(path, splits.from_partition(published(), np.random.default_rng(0), 5))
     path.with_suffix(".json").write_text(json.dumps({"sha256": "0" * 64})[:-5])
     with pytest.raises(SplitError, match=r"split\.json is no JSON"):
-        frozen_splits.read_split(path)
+        splits.read_split(path)

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from sgdm_utils.datasets import splits, things_eeg1
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE, DatasetError
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import DatasetError
 
 HEADER = (
     "onset duration eventnumber objectnumber object sequencenumber presentationnumber "

@@ -18,14 +18,14 @@ import pytest
 import things_eeg2_files as files
 from things_eeg2_files import Design
 
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE, DatasetError
-from sgdm_utils.datasets.events import image_table
+from sgdm_utils.datasets.bids import image_table
 from sgdm_utils.datasets.pickles import UnsafePickleError
 from sgdm_utils.datasets.splits import assert_split_integrity
 from sgdm_utils.datasets.things_eeg2 import arrays
-from sgdm_utils.datasets.things_eeg2 import design as things_eeg2_design
 from sgdm_utils.datasets.things_eeg2 import runs as things_eeg2_runs
-from sgdm_utils.signals.quality import ChannelError
+from sgdm_utils.datasets.things_eeg2.design import CHANNELS, OCCIPITAL
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import ChannelError, DatasetError
 from sgdm_utils.workflow.atomic import digest_folder
 
 RAW, EPOCHS, BIDS, SOURCE = files.FORMS
@@ -209,8 +209,8 @@ def test_preprocessed_trials_are_image_after_image(trees, studies, tree, names, 
 
 def test_channels_of_the_official_package_are_those_its_pattern_takes(trees):
     taken = [c for c in files.RECORDING_ORDER if re.match(r"^O *|^P *", c)]
-    assert taken == files.OFFICIAL_17 == list(things_eeg2_design.OCCIPITAL)
-    assert list(things_eeg2_design.CHANNELS) == files.RECORDING_ORDER
+    assert taken == files.OFFICIAL_17 == list(OCCIPITAL)
+    assert list(CHANNELS) == files.RECORDING_ORDER
     assert sorted(files.REORDERED_63) == sorted(files.RECORDING_ORDER)
 
 

@@ -18,8 +18,9 @@ import pytest
 import things_eeg2_files as files
 
 from sgdm_utils.datasets.splits import assert_split_integrity
-from sgdm_utils.datasets.things_eeg2 import arrays, design, runs
-from sgdm_utils.datasets.things_eeg2 import events as things_eeg2_events
+from sgdm_utils.datasets.things_eeg2 import arrays, runs
+from sgdm_utils.datasets.things_eeg2 import runs as things_eeg2_events
+from sgdm_utils.datasets.things_eeg2.design import CHANNELS
 from sgdm_utils.workflow import paths
 
 SOURCE = paths.project_root().parent / "shared" / "data" / "things_eeg2_events"
@@ -194,7 +195,7 @@ def test_the_raw_form_of_the_same_events_tells_the_same(bids, raw):
 def test_the_channels_are_the_published_ones():
     real = SOURCE / "sub-01_ses-01"
     names = read(real / "sub-01_ses-01_task-test_channels.tsv")["name"].tolist()
-    assert names == list(design.CHANNELS) == files.RECORDING_ORDER
+    assert names == list(CHANNELS) == files.RECORDING_ORDER
     assert "Fz" not in names and "FCz" in names, (
         "so the reference was Fz, whatever the sidecar says"
     )

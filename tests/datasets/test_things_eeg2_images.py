@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import things_eeg2_files as files
 
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.datasets.things_eeg2 import images
+from sgdm_utils.errors import DatasetError
 
 
 def image_root(tmp_path: Path, **options) -> Path:

@@ -14,9 +14,8 @@ import scipy.io
 import things_eeg2_files as files
 from things_eeg2_files import Design
 
-from sgdm_utils.datasets.bids import DatasetError
-from sgdm_utils.datasets.things_eeg2 import events, images, runs
-from sgdm_utils.signals.quality import ChannelError
+from sgdm_utils.datasets.things_eeg2 import images, runs
+from sgdm_utils.errors import ChannelError, DatasetError
 
 RAW, EPOCHS, BIDS, SOURCE = files.FORMS
 SMALL = Design(
@@ -326,16 +325,16 @@ def test_a_new_segment_at_the_start_is_no_picture_and_one_in_the_middle_is_refus
     header = (root / row["path"]).with_suffix(".vmrk").read_text(encoding="utf-8")
     assert "Mk1=New Segment,,1,1,0," in header
     image_set = images.load_image_set(root)
-    expected, n_targets = events.source_events(row, root, raw, image_set)
+    expected, n_targets = runs.source_events(row, root, raw, image_set)
     marks = raw.annotations
     for onset in (0.0, (marks.onset[2] + marks.onset[3]) / 2):
         segment = mne.Annotations(onset, 0, "New Segment/", orig_time=marks.orig_time)
         more = raw.copy().set_annotations(marks + segment)
         if onset:
             with pytest.raises(DatasetError, match="cannot be paired"):
-                events.source_events(row, root, more, image_set)
+                runs.source_events(row, root, more, image_set)
         else:
-            found, n = events.source_events(row, root, more, image_set)
+            found, n = runs.source_events(row, root, more, image_set)
             pd.testing.assert_frame_equal(found, expected)
             assert n == n_targets == 1
 

@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from sgdm_utils import electrodes
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE as STANDARD
-from sgdm_utils.decoding import encoder_checks, encoders
+from sgdm_utils.decoding import encoders, training
+from sgdm_utils.electrodes import STANDARD_MONTAGE as STANDARD
+from sgdm_utils.electrodes import electrode_positions
 from sgdm_utils.experiments import nice_encoder, regions
 from sgdm_utils.simulation import brain
 
@@ -23,7 +24,7 @@ def cap(montage_name, names=None) -> np.ndarray:
     montage = mne.channels.make_standard_montage(montage_name)
     names = montage.ch_names if names is None else names
     info = mne.create_info(list(names), 100.0, "eeg").set_montage(montage, on_missing="ignore")
-    return encoders.electrode_positions(info["chs"])
+    return electrode_positions(info["chs"])
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +241,7 @@ def test_an_unseen_subject_has_the_mean_layer(encoder, eeg):
 
 def test_the_gradient_reaches_every_parameter_and_only_the_subjects_of_the_batch(positions, eeg):
     torch.manual_seed(0)
-    for mask in (None, encoders.keep_electrodes(5, 63, 0.3, torch.Generator().manual_seed(0))):
+    for mask in (None, training.keep_electrodes(5, 63, 0.3, torch.Generator().manual_seed(0))):
         model = encoders.SGDMEncoder(
             63, 16, 80, n_subjects=3, n_virtual=24, width=16, positions=positions
         )
@@ -262,13 +263,13 @@ def test_tokens_are_means_over_stretches_of_time(encoder, eeg, subject):
 
 def test_channel_dropout_hides_the_share_and_never_everything():
     generator = torch.Generator().manual_seed(0)
-    assert encoders.keep_electrodes(400, 50, 0.3, generator).float().mean() == pytest.approx(
+    assert training.keep_electrodes(400, 50, 0.3, generator).float().mean() == pytest.approx(
         0.7, abs=0.01
     )
-    assert encoders.keep_electrodes(2000, 2, 0.99, generator).any(1).all()
-    assert encoders.keep_electrodes(3, 5, 0.0, generator).all()
+    assert training.keep_electrodes(2000, 2, 0.99, generator).any(1).all()
+    assert training.keep_electrodes(3, 5, 0.0, generator).all()
     with pytest.raises(ValueError, match="0 <= share < 1"):
-        encoders.keep_electrodes(3, 5, 1.0, generator)
+        training.keep_electrodes(3, 5, 1.0, generator)
 
 
 # ------------------------------------------------------------------------------ refusals
@@ -307,7 +308,7 @@ def test_electrodes_without_position_are_refused(encoder, positions, eeg, subjec
         with pytest.raises(ValueError, match="no electrode position for channel 7, 9"):
             encoders.SGDMEncoder(63, 16, 80, positions=broken)
     with pytest.raises(ValueError, match="no electrode position for Q1"):
-        encoders.electrode_positions([{"ch_name": "Q1", "loc": np.zeros(12)}])
+        electrode_positions([{"ch_name": "Q1", "loc": np.zeros(12)}])
     with pytest.raises(ValueError, match="62 electrode positions for n_chans=63"):
         encoders.SGDMEncoder(63, 16, 80, positions=positions[:62])
     with pytest.raises(ValueError, match="electrodes enter by position"):
@@ -335,7 +336,7 @@ def test_an_item_without_electrode_is_refused(encoder, eeg, subject):
 
 def test_long_lists_are_cut_short():
     with pytest.raises(ValueError, match="item 0, 1, 2, 3, 4, 5, 6, 7 and 12 more is masked"):
-        encoder_checks.check_mask(torch.zeros(20, 3, dtype=torch.bool), 20, 3)
+        encoders.check_mask(torch.zeros(20, 3, dtype=torch.bool), 20, 3)
 
 
 def test_float64_eeg_is_taken(encoder, eeg, subject):

@@ -20,12 +20,19 @@ import pytest
 import torch
 from PIL import Image
 
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.decoding import clip as decoding_clip
 from sgdm_utils.decoding import features
-from sgdm_utils.decoding.features import FeatureError, FeatureOrderError
+from sgdm_utils.decoding.clip import clip_features, read_picture, weights_digest
+from sgdm_utils.decoding.features import (
+    FeatureError,
+    FeatureOrderError,
+    load_features,
+    save_features,
+)
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import pictures as stimuli_pictures
 from sgdm_utils.workflow import paths
+from sgdm_utils.workflow.atomic import atomic_file
 
 IDS = [f"i{k:02d}" for k in range(23)]
 IDENTITY = {"model": "toy", "weights_sha256": "0" * 64}
@@ -121,7 +128,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, undisturbed, call
 
 
 def test_rows_that_were_not_counted_yet_are_computed_again(tmp_path, undisturbed, monkeypatch):
-    path, atomic_file, written = tmp_path / "f.npy", features.atomic_file, []
+    path, written = tmp_path / "f.npy", []
 
     def failing(target):
         written.append(target)
@@ -348,16 +355,16 @@ def test_files_of_the_older_format(tmp_path):
 
 def test_what_save_features_writes(tmp_path):
     path = tmp_path / "f.npy"
-    decoding_clip.save_features(path, np.eye(3, dtype=np.float32), ["a", "b", "c"])
-    assert decoding_clip.load_features(path, ["a", "b", "c"]).dtype == np.float32
+    save_features(path, np.eye(3, dtype=np.float32), ["a", "b", "c"])
+    assert load_features(path, ["a", "b", "c"]).dtype == np.float32
     assert isinstance(features.load_features(path, ["a", "b", "c"], mmap=True), np.memmap)
     assert names(tmp_path) == ["f.ids.json", "f.npy"]
     with pytest.raises(FeatureOrderError, match="3 features for 2 images"):
-        decoding_clip.save_features(path, np.eye(3), ["a", "b"])
+        save_features(path, np.eye(3), ["a", "b"])
     with pytest.raises(TypeError):
         features.save_features(path, np.ones((1, 2)), ["z"], {"model": object()})
-    decoding_clip.load_features(path, ["a", "b", "c"])  # what was there is whole
-    decoding_clip.save_features(path, np.eye(2), ["a", "a"])
+    load_features(path, ["a", "b", "c"])  # what was there is whole
+    save_features(path, np.eye(2), ["a", "a"])
     with pytest.raises(FeatureOrderError, match="holds image 'a' more than once"):
         features.select_features(path, ["a"])
 
@@ -374,7 +381,7 @@ def test_a_list_that_is_none(tmp_path, text):
 
 
 def test_errors_are_those_of_data_sets():
-    assert decoding_clip.FeatureOrderError is FeatureOrderError
+    assert FeatureOrderError is FeatureOrderError
     assert issubclass(FeatureOrderError, DatasetError) and issubclass(DatasetError, ValueError)
 
 
@@ -418,7 +425,7 @@ def test_clip_features_of_files_are_those_of_the_study(clip, files, tmp_path, mo
     pictures = stimuli_pictures.from_files(files[0].parent, table, 64).pictures
     expected = decoding_clip.image_features(clip, pictures, batch=4)
     opened = []
-    read = features.read_picture
+    read = read_picture
     monkeypatch.setattr(features, "read_picture", lambda f, s: opened.append(f) or read(f, s))
     inside = []
     encode = decoding_clip.image_features
@@ -428,7 +435,7 @@ def test_clip_features_of_files_are_those_of_the_study(clip, files, tmp_path, mo
         return encode(model, some, batch)
 
     monkeypatch.setattr(decoding_clip, "image_features", watched)
-    rows = features.clip_features(clip, ids, files, tmp_path / "f.npy", "tiny", 4, False)
+    rows = clip_features(clip, ids, files, tmp_path / "f.npy", "tiny", 4, False)
     np.testing.assert_array_equal(rows, expected)
     # pictures are opened when their turn comes
     assert inside == [(4, (4, 64, 64, 3)), (8, (4, 64, 64, 3)), (9, (1, 64, 64, 3))]
@@ -439,50 +446,48 @@ def test_clip_features_of_files_are_those_of_the_study(clip, files, tmp_path, mo
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
 def test_clip_features_of_an_interrupted_run(clip, files, tmp_path):
     ids, path = [f.stem for f in files], tmp_path / "f.npy"
-    whole = features.clip_features(clip, ids, files, tmp_path / "whole.npy", "tiny", 2, False)
+    whole = clip_features(clip, ids, files, tmp_path / "whole.npy", "tiny", 2, False)
     good = files[6].read_bytes()
     files[6].write_bytes(good[:100])  # as a download that broke off
     with pytest.raises(FeatureError, match=r"6\.png cannot be read as a picture"):
-        features.clip_features(clip, ids, files, path, "tiny", 2, False)
+        clip_features(clip, ids, files, path, "tiny", 2, False)
     assert json.loads((tmp_path / "f.part.json").read_text())["done"] == 6
     files[6].write_bytes(good)
     with pytest.raises(FeatureError, match="pictures_sha256 is"):  # the pictures are other ones now
-        features.clip_features(clip, ids, files, path, "tiny", 2, False)
+        clip_features(clip, ids, files, path, "tiny", 2, False)
     for left in (tmp_path / "f.part.json", tmp_path / "f.part.npy"):
         left.unlink()
-    np.testing.assert_array_equal(
-        features.clip_features(clip, ids, files, path, "tiny", 2, False), whole
-    )
+    np.testing.assert_array_equal(clip_features(clip, ids, files, path, "tiny", 2, False), whole)
 
 
 def test_clip_features_of_an_array(clip, tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (6, 48, 48, 3), dtype=np.uint8)
     ids, path = [str(k) for k in range(6)], tmp_path / "f.npy"
-    rows = features.clip_features(clip, ids, pictures, path, batch=4, progress=False)
+    rows = clip_features(clip, ids, pictures, path, batch=4, progress=False)
     np.testing.assert_array_equal(rows, decoding_clip.image_features(clip, pictures, 4))
     other = pictures.copy()
     other[5, 0, 0, 0] ^= 1
     with pytest.raises(FeatureError, match="pictures_sha256 is"):
-        features.clip_features(clip, ids, other, path, batch=4, progress=False)
+        clip_features(clip, ids, other, path, batch=4, progress=False)
     with pytest.raises(FeatureOrderError, match="5 pictures for 6 images"):
-        features.clip_features(clip, ids, pictures[:5], path)
+        clip_features(clip, ids, pictures[:5], path)
     with pytest.raises(
         FeatureError, match=r"6 of 6 picture files are missing, the first is 0\.png"
     ):
-        features.clip_features(clip, ids, [f"{k}.png" for k in range(6)], path)
+        clip_features(clip, ids, [f"{k}.png" for k in range(6)], path)
 
 
 def test_the_digest_of_weights_sees_every_weight(clip):
-    digest = features.weights_digest(clip)
-    assert features.weights_digest(clip) == digest and len(digest) == 64
+    digest = weights_digest(clip)
+    assert weights_digest(clip) == digest and len(digest) == 64
     state = {k: v.clone() for k, v in clip.state_dict().items()}
     other = decoding_clip.create_clip(decoding_clip.tiny_clip_config(16, 64))
     other.load_state_dict(state)
-    assert features.weights_digest(other) == digest
+    assert weights_digest(other) == digest
     with torch.no_grad():
         other.visual.conv1.weight[0, 0, 0, 0] += 1e-6
-    assert features.weights_digest(other) != digest
-    assert features.weights_digest(clip.to(torch.bfloat16)) != digest
+    assert weights_digest(other) != digest
+    assert weights_digest(clip.to(torch.bfloat16)) != digest
     clip.to(torch.float32).load_state_dict(state)
 
 

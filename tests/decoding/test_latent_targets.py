@@ -13,8 +13,9 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from sgdm_utils.decoding import encoders, features, latent_targets
-from sgdm_utils.generation.pretrained import sources
-from sgdm_utils.signals import load
+from sgdm_utils.decoding.clip import weights_digest
+from sgdm_utils.decoding.training import embed
+from sgdm_utils.generation.pretrained import parts
 from sgdm_utils.workflow.downloads import catalogue
 
 TRAIN = np.arange(40)
@@ -165,7 +166,7 @@ def test_a_vae_is_loaded_from_its_folder_and_from_a_model_that_has_one(saved, tm
         made = latent_targets.load_vae(source)
         assert not made.training and not any(p.requires_grad for p in made.parameters())
         assert made.dtype == torch.float32
-        assert features.weights_digest(made) == features.weights_digest(vae)
+        assert weights_digest(made) == weights_digest(vae)
 
 
 def test_weights_of_half_precision_are_computed_with_in_float32(tmp_path):
@@ -199,7 +200,7 @@ def test_a_name_is_fetched_after_its_licence_was_settled(saved, monkeypatch):
         asked.append((repository, options["allow_patterns"]))
         return str(folder)
 
-    monkeypatch.setattr(sources.huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(parts.huggingface_hub, "snapshot_download", fetch)
     with pytest.raises(catalogue.LicenceError, match="somebody/vae is not on this machine"):
         latent_targets.load_vae("somebody/vae")
     with pytest.raises(catalogue.LicenceError, match="the licence must be accepted"):
@@ -208,7 +209,7 @@ def test_a_name_is_fetched_after_its_licence_was_settled(saved, monkeypatch):
     made = latent_targets.load_vae(
         "stabilityai/sdxl-turbo", accept_licence=entry.licence, show=said.append
     )
-    assert features.weights_digest(made) == features.weights_digest(vae)
+    assert weights_digest(made) == weights_digest(vae)
     inside = ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
     assert asked == [("stabilityai/sdxl-turbo", inside)]  # not the gigabytes of the rest
     assert len(said) == 1 and entry.licence in said[0]
@@ -284,7 +285,7 @@ def test_the_reader_gives_what_the_head_makes_of_the_encoders_features():
     head = latent_targets.LatentHead(16, 5, generator=generator)
     eeg, subject = torch.randn(7, 3, 60, generator=generator).numpy(), np.arange(7) % 2
     reader = latent_targets.LatentReader(encoder.train(), head)
-    made = load.embed(reader, eeg, subject, batch=3)  # without dropout, then as it was
+    made = embed(reader, eeg, subject, batch=3)  # without dropout, then as it was
     assert encoder.training
     with torch.no_grad():
         features_of = encoder.eval().features(torch.from_numpy(eeg), torch.from_numpy(subject))

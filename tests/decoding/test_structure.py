@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from sgdm_utils.decoding import clip, encoders, structure
+from sgdm_utils.decoding.features import FeatureOrderError, load_features, save_features
+from sgdm_utils.electrodes import electrode_positions
 from sgdm_utils.signals import load
-from sgdm_utils.simulation import recording
+from sgdm_utils.simulation.brain import make_info
 from sgdm_utils.stimuli import tangrams
 
 
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(0)
-    info = recording.make_info(100.0)
+    info = make_info(100.0)
     return encoders.SGDMEncoder(
         63, 16, 80, chs_info=info["chs"][:63], n_subjects=2, width=16
     ).eval()
@@ -54,7 +56,7 @@ def test_another_epoch_length_or_lost_positions_are_refused(encoder):
     with pytest.raises(ValueError, match="positions"):
         encoder(torch.randn(1, 60, 80), torch.tensor([0]))
     with pytest.raises(ValueError, match="X9"):
-        encoders.electrode_positions([{"ch_name": "X9", "loc": np.full(12, np.nan)}])
+        electrode_positions([{"ch_name": "X9", "loc": np.full(12, np.nan)}])
 
 
 def test_relation_targets_are_the_four_symmetries_of_the_tangram_module():
@@ -129,12 +131,12 @@ def test_clip_refuses_missing_weights_and_wrong_pictures(clip_folder, tmp_path):
 
 
 def test_features_refuse_another_order(tmp_path):
-    clip.save_features(tmp_path / "f.npy", np.eye(3), ["a", "b", "c"])
-    assert clip.load_features(tmp_path / "f.npy", ["a", "b", "c"]).shape == (3, 3)
-    with pytest.raises(clip.FeatureOrderError, match="row 1"):
-        clip.load_features(tmp_path / "f.npy", ["a", "c", "b"])
-    with pytest.raises(clip.FeatureOrderError, match="row 2"):
-        clip.load_features(tmp_path / "f.npy", ["a", "b"])
+    save_features(tmp_path / "f.npy", np.eye(3), ["a", "b", "c"])
+    assert load_features(tmp_path / "f.npy", ["a", "b", "c"]).shape == (3, 3)
+    with pytest.raises(FeatureOrderError, match="row 1"):
+        load_features(tmp_path / "f.npy", ["a", "c", "b"])
+    with pytest.raises(FeatureOrderError, match="row 2"):
+        load_features(tmp_path / "f.npy", ["a", "b"])
 
 
 def test_the_sampler_visits_every_pair_once_and_averages_its_own_trials():

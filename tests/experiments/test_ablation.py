@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from fake_study import ROOT, FakeProject
 
-from sgdm_utils.experiments import ablation, effects, variants
-from sgdm_utils.experiments.variants import AblationError, Variant
+from sgdm_utils.experiments import ablation, effects
+from sgdm_utils.experiments.ablation import AblationError, Variant
 
 ALIGN, PRETRAIN = "03_contrastive_alignment", "02_encoder_pretraining"
 
@@ -36,7 +36,7 @@ write("joint", "pipeline", 0, [data, encoder, structure])
 RUN = """
 import json, sys
 from sgdm_utils import ablations
-from sgdm_utils.experiments.variants import Variant
+from sgdm_utils.experiments.ablation import Variant
 try:
     result = ablations.run_variant("demo", 0, Variant.parse(sys.argv[1]), json.loads(sys.argv[2]))
 except ablations.AblationError as error:
@@ -170,16 +170,16 @@ def test_a_variant_that_does_not_fit_is_refused_before_anything_runs(text, messa
 
 def test_unknown_notebooks_and_seeds_are_refused(tmp_study):
     with pytest.raises(ValueError, match="no notebook '03_alignment'"):
-        variants.plan("smoke", 0, Variant("a", (("03_alignment", {}),)))
+        ablation.plan("smoke", 0, Variant("a", (("03_alignment", {}),)))
     with pytest.raises(ValueError, match="seed 8 is not part of study 'smoke'"):
-        variants.plan("smoke", 8, Variant("a", ((ALIGN, {}),)))
+        ablation.plan("smoke", 8, Variant("a", ((ALIGN, {}),)))
     with pytest.raises(AblationError, match="what all variants share.*no parameter 'epochs'"):
-        variants.plan("smoke", 0, Variant("a", ((ALIGN, {}),)), {ALIGN: {"epochs": 1}})
+        ablation.plan("smoke", 0, Variant("a", ((ALIGN, {}),)), {ALIGN: {"epochs": 1}})
 
 
 def test_a_plan_holds_the_studys_values_except_for_what_is_changed():
-    study = variants.study_values("smoke", 0, ALIGN)
-    (planned,) = variants.plan(
+    study = ablation.study_values("smoke", 0, ALIGN)
+    (planned,) = ablation.plan(
         "smoke", 0, Variant("a", ((ALIGN, {"mse_weight": 0.0}),)), {ALIGN: {"align_epochs": 2}}
     )
     assert planned.overrides == {"align_epochs": 2, "mse_weight": 0.0}
@@ -188,23 +188,23 @@ def test_a_plan_holds_the_studys_values_except_for_what_is_changed():
 
 
 def test_limits_shorten_and_never_lengthen():
-    own = variants.study_values("smoke", 0, ALIGN)["align_epochs"]
+    own = ablation.study_values("smoke", 0, ALIGN)["align_epochs"]
     for limit, wanted in ((own - 1, own - 1), (own + 1, own)):
-        assert variants.capped("smoke", 0, {ALIGN: {"align_epochs": limit}}) == {
+        assert ablation.capped("smoke", 0, {ALIGN: {"align_epochs": limit}}) == {
             ALIGN: {"align_epochs": wanted}
         }
     with pytest.raises(
         AblationError, match="no parameter 'align_epoch'; did you mean align_epochs"
     ):
-        variants.capped("smoke", 0, {ALIGN: {"align_epoch": 1}})
+        ablation.capped("smoke", 0, {ALIGN: {"align_epoch": 1}})
 
 
 def test_labels_say_what_is_taken_out_or_put_in():
-    assert variants.component("no squared error") == ("squared error", 1)
-    assert variants.component("with text targets") == ("text targets", -1)
+    assert ablation.component("no squared error") == ("squared error", 1)
+    assert ablation.component("with text targets") == ("text targets", -1)
     for label in ("squared error", "no", "without it"):
         with pytest.raises(AblationError, match="begin it with 'no'"):
-            variants.component(label)
+            ablation.component(label)
 
 
 def test_where_links_are_refused_a_copy_is_made_and_renewed(tmp_path, monkeypatch):

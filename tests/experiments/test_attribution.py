@@ -13,7 +13,7 @@ from scipy.linalg import block_diag
 from sgdm_utils.decoding import encoders
 from sgdm_utils.experiments import attribution
 from sgdm_utils.experiments import ideal_decoder as truths
-from sgdm_utils.simulation import recording
+from sgdm_utils.simulation.brain import make_info
 
 TIMES = np.arange(-20, 60) / 100
 
@@ -74,7 +74,7 @@ def test_occluding_a_linear_decoder_removes_what_the_samples_contributed():
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(0)
-    info = recording.make_info(100.0)
+    info = make_info(100.0)
     return encoders.SGDMEncoder(63, 8, 40, chs_info=info["chs"][:63], width=8).eval()
 
 

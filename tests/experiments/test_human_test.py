@@ -11,10 +11,14 @@ import pytest
 from scipy.stats import beta
 
 from sgdm_utils.experiments.human_test import design as human_test_design
+from sgdm_utils.experiments.human_test import design as human_test_widget
 from sgdm_utils.experiments.human_test import scores as human_test_scores
-from sgdm_utils.experiments.human_test import widget as human_test_widget
-from sgdm_utils.experiments.human_test.design import RatingsError, Session, make_design
-from sgdm_utils.experiments.human_test.widget import RatingWidget
+from sgdm_utils.experiments.human_test.design import (
+    RatingsError,
+    RatingWidget,
+    Session,
+    make_design,
+)
 
 IDS = [f"picture{i:02}" for i in range(20)]
 SUBJECTS = ("sub-01", "sub-02", "sub-03")

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgdm_utils.datasets import bids
 from sgdm_utils.datasets.things_eeg2.design import CHANNELS
-from sgdm_utils.decoding.encoders import electrode_positions
+from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.experiments import low_density
 from sgdm_utils.signals import whitening
 
@@ -17,7 +16,7 @@ from sgdm_utils.signals import whitening
 @pytest.fixture(scope="module")
 def positions():
     info = mne.create_info(list(CHANNELS), 100.0, "eeg")
-    info.set_montage(bids.STANDARD_MONTAGE)
+    info.set_montage(STANDARD_MONTAGE)
     return electrode_positions(info["chs"])
 
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from sgdm_utils.experiments import variance
-from sgdm_utils.metrics import power, seed_tables, tables
+from sgdm_utils.metrics import statistics, tables
 from sgdm_utils.metrics.statistics import holm, paired_permutation_test
 
 COMPONENTS = {
@@ -194,9 +194,9 @@ def test_a_seed_replaces_its_own_rows_only_and_the_order_of_runs_does_not_matter
     everybody = [row(None, 7.0, metric="wall_s")]
     for name, order in (("a", (first, second)), ("b", (second, first))):
         for rows in order:
-            seed_tables.merge_seeds(tmp_path / f"{name}.csv", rows + everybody)
+            tables.merge_seeds(tmp_path / f"{name}.csv", rows + everybody)
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
-    seed_tables.merge_seeds(tmp_path / "a.csv", [row(0, 0.9)])
+    tables.merge_seeds(tmp_path / "a.csv", [row(0, 0.9)])
     table = tables.read_table(tmp_path / "a.csv")
     assert table["seed"].fillna(-1).tolist() == [-1, 0, 1, 1]
     assert table["value"].tolist() == [7.0, 0.9, 0.3, 0.4]
@@ -208,7 +208,7 @@ def test_per_seed_tables_become_one(tmp_path):
         tables.write_table(tmp_path / f"{seed}.csv", [row(seed, seed / 10)])
     tables.write_table(tmp_path / "other.csv", [row(0, 0.5, study="smoke")])
     sources = [tmp_path / f"{name}.csv" for name in (2, 0, 1, "other")]
-    seed_tables.merge_seeds(tmp_path / "all.csv", *sources)
+    tables.merge_seeds(tmp_path / "all.csv", *sources)
     table = tables.read_table(tmp_path / "all.csv")
     assert table[["study", "seed"]].to_records(index=False).tolist() == [
         ("demo", 0), ("demo", 1), ("demo", 2), ("smoke", 0),
@@ -216,36 +216,36 @@ def test_per_seed_tables_become_one(tmp_path):
 
 
 def test_a_bad_row_leaves_the_table_as_it_was(tmp_path):
-    path = seed_tables.merge_seeds(tmp_path / "t.csv", [row(0, 0.1)])
+    path = tables.merge_seeds(tmp_path / "t.csv", [row(0, 0.1)])
     before = path.read_bytes()
     with pytest.raises(tables.TableError, match="a second row"):
-        seed_tables.merge_seeds(path, [row(1, 0.1), row(1, 0.2)])
+        tables.merge_seeds(path, [row(1, 0.1), row(1, 0.2)])
     with pytest.raises(tables.TableError, match="expected study, subject"):
-        seed_tables.merge_seeds(path, [{"study": "demo"}])
+        tables.merge_seeds(path, [{"study": "demo"}])
     with pytest.raises(tables.TableError, match="nothing to merge"):
-        seed_tables.merge_seeds(path)
+        tables.merge_seeds(path)
     assert path.read_bytes() == before
     path.write_text("broken\n")
     with pytest.raises(tables.TableError, match="the header is"):
-        seed_tables.merge_seeds(path, [row(1, 0.1)])
+        tables.merge_seeds(path, [row(1, 0.1)])
     assert path.read_text() == "broken\n"
 
 
 def test_the_rows_of_one_seed_keep_those_that_depend_on_none():
     rows = pd.DataFrame({"seed": [None, 0, 1, 0, 2], "value": [1.0, 2.0, 3.0, 4.0, 5.0]})
-    assert seed_tables.of_seed(rows, 0)["value"].tolist() == [1.0, 2.0, 4.0]
-    assert seed_tables.of_seed(rows, 7)["value"].tolist() == [1.0]
+    assert tables.of_seed(rows, 0)["value"].tolist() == [1.0, 2.0, 4.0]
+    assert tables.of_seed(rows, 7)["value"].tolist() == [1.0]
 
 
 def test_other_tables_with_study_and_seed_are_merged_as_frames():
     old = pd.DataFrame({"comparison": ["a > b"] * 2, "study": "demo", "seed": [0, 1], "p": [1, 2]})
     new = pd.DataFrame({"comparison": ["a > b"], "study": ["demo"], "seed": [0], "p": [3]})
-    assert seed_tables.replace_seeds(old, new)["p"].tolist() == [3, 2]
-    assert seed_tables.replace_seeds(None, new)["p"].tolist() == [3]
+    assert tables.replace_seeds(old, new)["p"].tolist() == [3, 2]
+    assert tables.replace_seeds(None, new)["p"].tolist() == [3]
     with pytest.raises(tables.TableError, match="another version"):
-        seed_tables.replace_seeds(old.drop(columns="p"), new)
+        tables.replace_seeds(old.drop(columns="p"), new)
     with pytest.raises(tables.TableError, match=r"without \['seed'\]"):
-        seed_tables.replace_seeds(old, new.drop(columns="seed"))
+        tables.replace_seeds(old, new.drop(columns="seed"))
 
 
 # -- power
@@ -253,18 +253,18 @@ def test_other_tables_with_study_and_seed_are_merged_as_frames():
 
 def test_power_of_the_t_test_agrees_with_published_values():
     """Cohen's example d = .5: 34 pairs give .80 two-sided at .05, 27 one-sided (G*Power: 34, 27)."""
-    assert power.power_of_difference(0.5, 1, 34) == pytest.approx(0.8078, abs=0.0005)
-    assert power.power_of_difference(0.5, 1, 33) < 0.8
-    assert power.power_of_difference(0.5, 1, 27, alternative="greater") > 0.8
-    assert power.power_of_difference(0.5, 1, 26, alternative="greater") < 0.8
-    assert power.power_of_difference(0, 1, 20) == pytest.approx(0.05)
+    assert statistics.power_of_difference(0.5, 1, 34) == pytest.approx(0.8078, abs=0.0005)
+    assert statistics.power_of_difference(0.5, 1, 33) < 0.8
+    assert statistics.power_of_difference(0.5, 1, 27, alternative="greater") > 0.8
+    assert statistics.power_of_difference(0.5, 1, 26, alternative="greater") < 0.8
+    assert statistics.power_of_difference(0, 1, 20) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("family", [1, 4])
 def test_the_studys_own_test_finds_the_smallest_difference_as_often_as_said(family):
     rng = np.random.default_rng(9)
     n, sd, found, n_studies = 25, 0.3, 0, 500
-    smallest = power.smallest_difference(sd, n, family=family)
+    smallest = statistics.smallest_difference(sd, n, family=family)
     for _ in range(n_studies):
         a = rng.normal(smallest, sd, n)
         p = paired_permutation_test(a, np.zeros(n), rng, 1999, "two-sided").p_value
@@ -274,39 +274,39 @@ def test_the_studys_own_test_finds_the_smallest_difference_as_often_as_said(fami
 
 
 def test_smallest_difference_scales_and_shrinks_as_it_must():
-    small = power.smallest_difference(1.0, 40)
-    assert power.smallest_difference(2.5, 40) == pytest.approx(2.5 * small)
+    small = statistics.smallest_difference(1.0, 40)
+    assert statistics.smallest_difference(2.5, 40) == pytest.approx(2.5 * small)
     # of many items it is the normal formula
     normal = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) / math.sqrt(5000)
-    assert power.smallest_difference(1.0, 5000) == pytest.approx(normal, rel=0.001)
-    assert power.smallest_difference(1.0, 40, family=10) > small
-    assert power.smallest_difference(1.0, 40, power=0.95) > small
-    assert power.smallest_difference(1.0, 40, alternative="greater") < small
-    again = power.power_of_difference(small, 1.0, 40)
+    assert statistics.smallest_difference(1.0, 5000) == pytest.approx(normal, rel=0.001)
+    assert statistics.smallest_difference(1.0, 40, family=10) > small
+    assert statistics.smallest_difference(1.0, 40, power=0.95) > small
+    assert statistics.smallest_difference(1.0, 40, alternative="greater") < small
+    again = statistics.power_of_difference(small, 1.0, 40)
     assert again == pytest.approx(0.8, abs=1e-6)
-    assert power.power_of_difference(1e3, 1.0, 40) == 1
+    assert statistics.power_of_difference(1e3, 1.0, 40) == 1
 
 
 def test_few_items_cannot_show_anything_whatever_the_difference():
     rng = np.random.default_rng(0)
     p = paired_permutation_test([9.0] * 5, [0.0] * 5, rng, alternative="two-sided").p_value
-    assert power.smallest_p_value(5) == p == 2 / 32
-    assert power.smallest_p_value(5, "greater") == 1 / 32
-    assert power.smallest_p_value(100, n_draws=999) == 1 / 1000
-    assert power.smallest_difference(1.0, 5) == math.inf
-    assert power.power_of_difference(100, 1.0, 5) == 0
-    assert "cannot show any difference" in power.power_statement(np.arange(5.0), "ssim")
+    assert statistics.smallest_p_value(5) == p == 2 / 32
+    assert statistics.smallest_p_value(5, "greater") == 1 / 32
+    assert statistics.smallest_p_value(100, n_draws=999) == 1 / 1000
+    assert statistics.smallest_difference(1.0, 5) == math.inf
+    assert statistics.power_of_difference(100, 1.0, 5) == 0
+    assert "cannot show any difference" in statistics.power_statement(np.arange(5.0), "ssim")
 
 
 def test_the_statement_holds_the_numbers():
     differences = np.random.default_rng(1).normal(0.02, 0.1, 40)
-    text = power.power_statement(differences, "ssim", family=10)
+    text = statistics.power_statement(differences, "ssim", family=10)
     sd = differences.std(ddof=1)
-    assert f"{power.smallest_difference(sd, 40, family=10):.2g} or more" in text
+    assert f"{statistics.smallest_difference(sd, 40, family=10):.2g} or more" in text
     assert "40 items" in text and f"{sd:.2g}" in text and "10 comparisons" in text
-    shifted = power.power_statement(differences + 5, "ssim", family=10)
+    shifted = statistics.power_statement(differences + 5, "ssim", family=10)
     assert shifted == text, "the mean does not enter"
-    assert "same amount" in power.power_statement(np.ones(9), "ssim")
+    assert "same amount" in statistics.power_statement(np.ones(9), "ssim")
 
 
 @pytest.mark.parametrize(
@@ -322,11 +322,11 @@ def test_the_statement_holds_the_numbers():
 )
 def test_power_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
-        power.smallest_difference(**arguments)
+        statistics.smallest_difference(**arguments)
 
 
 def test_power_refuses_differences_that_are_none():
     with pytest.raises(ValueError, match="ssim: expected at least 2 finite"):
-        power.power_statement([0.1, np.nan], "ssim")
+        statistics.power_statement([0.1, np.nan], "ssim")
     with pytest.raises(ValueError, match="difference is -1"):
-        power.power_of_difference(-1, 1.0, 9)
+        statistics.power_of_difference(-1, 1.0, 9)

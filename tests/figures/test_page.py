@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sgdm_utils.figures import page as figures_page
-from sgdm_utils.figures import scalp
+from sgdm_utils.figures import panels
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 
@@ -207,7 +207,7 @@ def test_scalp_images_have_the_nose_on_top_and_the_right_on_the_right():
     ]
     place = np.concatenate(rings) * 0.09 + [0.0, 0.01, 0.04]
     front, right = place[:, 1] - 0.01, place[:, 0]
-    maps = scalp.scalp_images(np.stack([front, right]), place, size=48).astype(int)
+    maps = panels.scalp_images(np.stack([front, right]), place, size=48).astype(int)
     red = maps[..., 0] - maps[..., 2]
     assert red[0, 8, 24] > 60 and red[0, 40, 24] < -60
     assert red[1, 24, 40] > 60 and red[1, 24, 8] < -60

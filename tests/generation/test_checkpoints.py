@@ -11,8 +11,8 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
+from sgdm_utils.decoding.training import cosine_schedule
 from sgdm_utils.generation.checkpoints import StateIgnored, TrainingState
-from sgdm_utils.signals.load import cosine_schedule
 
 N_STEPS = 12
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
+from sgdm_utils.decoding import training
 from sgdm_utils.generation import conditioning, networks
 from sgdm_utils.generation.autoencoder import PictureVAE
+from sgdm_utils.generation.conditioning import ConditionEmbedder, Conditions
 from sgdm_utils.generation.guide import LatentClassifier, category_direction, guided_velocity
-from sgdm_utils.generation.multiscale import MultiScaleAttnProcessor, resolutions
+from sgdm_utils.generation.networks import MultiScaleAttnProcessor, resolutions
 from sgdm_utils.generation.pipeline import SGDMPipeline
 
 SIZE, EMBED, CHANNELS, RESIDUAL, KINDS = 32, 6, 4, 0.7, 3
@@ -27,7 +29,7 @@ def make_pipeline(scheduler=None) -> SGDMPipeline:
     for network in (unet, controlnet):  # zero weights would hide what the conditions do
         for p in network.parameters():
             torch.nn.init.normal_(p, std=0.08)
-    condition = networks.ConditionEmbedder(
+    condition = ConditionEmbedder(
         EMBED, KINDS, resolutions(unet), n_tokens=3, token_dim=32, residual_std=RESIDUAL
     )
     for null in (condition.null_meaning, condition.null_category):
@@ -124,7 +126,7 @@ def test_sizes_that_do_not_fit_are_refused():
 def test_shrink_gives_the_correlation_and_error_it_promises(s):
     generator = torch.Generator().manual_seed(4)
     target, error = torch.randn(2, 40000, 2, generator=generator).double()
-    out = networks.shrink(target, error, torch.full((40000,), s).double())
+    out = conditioning.shrink(target, error, torch.full((40000,), s).double())
     assert out.var().item() == pytest.approx(1 - s**2, abs=0.02)
     assert (out - target).pow(2).mean().sqrt().item() == pytest.approx(s, abs=0.02)
     if s == 0:
@@ -161,8 +163,8 @@ def test_a_hidden_category_is_the_same_as_none_and_a_known_one_is_its_own_token(
 
 def test_resolutions_have_projections_of_their_own_unless_they_share_one():
     arguments = (EMBED, KINDS, (2, 4), 3, 32)
-    own = networks.ConditionEmbedder(*arguments)
-    shared = networks.ConditionEmbedder(*arguments, multi_scale=False)
+    own = ConditionEmbedder(*arguments)
+    shared = ConditionEmbedder(*arguments, multi_scale=False)
     z, noise, yes = torch.randn(2, EMBED), torch.zeros(2), torch.ones(2, dtype=torch.bool)
     tokens = own(z, noise, yes).tokens
     assert not torch.allclose(tokens[2], tokens[4])
@@ -183,15 +185,15 @@ def test_every_block_attends_to_the_tokens_of_its_resolution_only(pipe, inputs):
     handle = pipe.unet.mid_block.register_forward_hook(remember)
     plain = networks.predict(pipe.unet, pipe.controlnet, x, t, told)
     before = asked["mid"]
-    fine = networks.Conditions(told.tokens | {4: told.tokens[4] + 1}, told.vector)
+    fine = Conditions(told.tokens | {4: told.tokens[4] + 1}, told.vector)
     changed = networks.predict(pipe.unet, pipe.controlnet, x, t, fine)
     assert torch.equal(asked["mid"], before), "the coarse level listened to the fine tokens"
     assert not torch.allclose(plain, changed, atol=1e-4)
-    coarse = networks.Conditions(told.tokens | {2: told.tokens[2] + 1}, told.vector)
+    coarse = Conditions(told.tokens | {2: told.tokens[2] + 1}, told.vector)
     networks.predict(pipe.unet, pipe.controlnet, x, t, coarse)
     assert not torch.allclose(asked["mid"], before, atol=1e-4)
     handle.remove()
-    lost = networks.Conditions({2: told.tokens[2]}, told.vector)
+    lost = Conditions({2: told.tokens[2]}, told.vector)
     with pytest.raises(KeyError, match="4 x 4 level"):
         networks.predict(pipe.unet, pipe.controlnet, x, t, lost)
 
@@ -282,7 +284,7 @@ def test_category_guidance_raises_the_probability_that_the_guide_gives(pipe, inp
 def test_fold_maps_keeps_every_pixel_in_its_cell():
     maps = torch.zeros(2, 2, SIZE, SIZE)
     maps[0, 1, 17, 9] = 1  # row 17 is in cell 2, column 9 in cell 1 of a 4 x 4 grid
-    folded = networks.fold_maps(maps, 4, torch.tensor([0.0, 0.25]))
+    folded = conditioning.fold_maps(maps, 4, torch.tensor([0.0, 0.25]))
     assert folded.shape == (2, 2 * 64 + 1, 4, 4)
     hit = (folded[0, :-1] == 1).nonzero()
     assert len(hit) == 1 and hit[0, 1:].tolist() == [2, 1]
@@ -293,7 +295,7 @@ def test_a_silenced_controlnet_is_as_if_there_were_none(pipe, inputs):
     embedding, maps = inputs
     told = pipe.condition(embedding, torch.zeros(3), torch.ones(3, dtype=torch.bool))
     x, t = torch.randn(3, CHANNELS, 4, 4), torch.tensor([5, 500, 900])
-    folded = networks.fold_maps(maps, 4)
+    folded = conditioning.fold_maps(maps, 4)
     gate = torch.tensor([0.0, 1.0, 0.0])
     arguments = (pipe.unet, pipe.controlnet, x, t, told)
     gated = networks.predict(*arguments, folded, gate)
@@ -310,7 +312,7 @@ def test_gradients_reach_every_network(inputs):
     told = pipe.condition(embedding, torch.zeros(3), known, torch.eye(KINDS), known)
     out = networks.predict(
         pipe.unet, pipe.controlnet, torch.randn(3, CHANNELS, 4, 4), torch.tensor([1, 10, 100]),
-        told, networks.fold_maps(maps, 4), torch.ones(3),
+        told, conditioning.fold_maps(maps, 4), torch.ones(3),
     )  # fmt: skip
     out.pow(2).mean().backward()
     for network in (pipe.unet, pipe.controlnet, pipe.condition):
@@ -360,7 +362,7 @@ def test_guidance_is_the_equation(inputs, semantic, structure, scheduler):
     with torch.no_grad():
         zero, yes = torch.zeros(3), torch.ones(3, dtype=torch.bool)
         none, sem = pipe.condition(embedding, zero, ~yes), pipe.condition(embedding, zero, yes)
-        folded = networks.fold_maps(maps, 4)
+        folded = conditioning.fold_maps(maps, 4)
         x = torch.randn(3, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(0))
         pipe.scheduler.set_timesteps(3)
         for t in pipe.scheduler.timesteps:
@@ -491,6 +493,6 @@ def test_bad_input_is_refused_and_named(pipe, inputs, change, message):
 def test_training_dtype_is_one_that_the_processor_computes_in(monkeypatch):
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    assert networks.training_dtype("cpu") == torch.float32
+    assert training.training_dtype("cpu") == torch.float32
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
-    assert networks.training_dtype(torch.device("cpu")) == torch.bfloat16
+    assert training.training_dtype(torch.device("cpu")) == torch.bfloat16

@@ -13,15 +13,14 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE
-from sgdm_utils.decoding.encoders import electrode_positions
+from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.generation import networks
 from sgdm_utils.generation.autoencoder import PictureVAE
+from sgdm_utils.generation.conditioning import ConditionEmbedder
 from sgdm_utils.generation.decoder import EEGDecoder
 from sgdm_utils.generation.guide import LatentClassifier
-from sgdm_utils.generation.model_card import write_model_card
-from sgdm_utils.generation.multiscale import resolutions
-from sgdm_utils.generation.pipeline import SGDMPipeline
+from sgdm_utils.generation.networks import resolutions
+from sgdm_utils.generation.pipeline import SGDMPipeline, write_model_card
 from sgdm_utils.workflow import paths
 
 SIZE, EMBED, CHANNELS, N_TIMES, SFREQ = 32, 6, 4, 40, 100.0
@@ -44,7 +43,7 @@ def make_pipeline(n_latent=CHANNELS, size=SIZE, kinds=KINDS, embed=EMBED) -> SGD
     for network in (unet, controlnet):
         for p in network.parameters():
             torch.nn.init.normal_(p, std=0.08)
-    condition = networks.ConditionEmbedder(embed, len(kinds), resolutions(unet), 3, 32)
+    condition = ConditionEmbedder(embed, len(kinds), resolutions(unet), 3, 32)
     scheduler = DPMSolverMultistepScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction",
         timestep_spacing="trailing",
@@ -211,7 +210,7 @@ def test_components_of_other_configurations_are_refused(pipe, tmp_path):
         "latent grid": {"vae": PictureVAE(64, patch=8, latent_channels=CHANNELS, width=16)},
         "categories of classifier": {"classifier": LatentClassifier(CHANNELS, 5, width=16)},
         "embedding dimension of decoder": {"decoder": make_pipeline(embed=7).decoder},
-        "resolutions": {"condition": networks.ConditionEmbedder(EMBED, 3, (4,), 3, 32)},
+        "resolutions": {"condition": ConditionEmbedder(EMBED, 3, (4,), 3, 32)},
     }
     for message, part in others.items():
         with pytest.raises(ValueError, match=message):

@@ -29,7 +29,7 @@ _READ = {
 }
 _LAST_PAGE = """
 from sgdm_utils import config
-page = config.page_dir(config.load(study), seed) / "index.html"
+page = config.page_dir(config.load_study(study), seed) / "index.html"
 page.parent.mkdir(parents=True, exist_ok=True)
 page.write_text("<h1>done</h1>")"""
 

@@ -18,8 +18,8 @@ import mne_bids
 import numpy as np
 from scipy.signal import lfilter
 
-from sgdm_utils.datasets import bids
 from sgdm_utils.datasets.kilogram import figures, pictures
+from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.stimuli import tangrams
 
 FIGURES = tuple(product(tangrams.BODY_NAMES, tangrams.CROWN_NAMES))
@@ -188,7 +188,7 @@ def write_tree(
     coarse = np.stack([_coarse(stimuli / f"{n}.svg") for n in names])
     coarse = (coarse - coarse.mean(0)) / coarse.std()
     info = mne.create_info(list(channels), sfreq, "eeg", verbose="error")
-    info.set_montage(bids.STANDARD_MONTAGE, verbose="error")
+    info.set_montage(STANDARD_MONTAGE, verbose="error")
     for subject in subjects:
         evoked = _evoked(coarse, channels, sfreq, rng)
         order = [n for n in names for _ in range(test_repetitions if n in heldout else train_repetitions)]  # fmt: skip

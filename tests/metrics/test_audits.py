@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.stats import skew
 
-from sgdm_utils.metrics import audits, collapse, memorisation, tables
+from sgdm_utils.metrics import audits, memorisation, tables
 from sgdm_utils.metrics.audits import AuditError
 
 N, N_TRAIN, SIDE = 24, 240, 64
@@ -209,18 +209,18 @@ def features(seed=0, n=40, d=20):
 def test_honest_variety_passes_both_audits_of_collapse():
     seen = features()
     noisy = 0.5 * seen + 0.5 * features(1)
-    assert collapse.audit_diversity(noisy, seen, IDS).verdict == audits.CLEAN
-    assert collapse.audit_diversity(seen, seen, IDS).value == pytest.approx(1)
-    found = collapse.audit_dimension(noisy, seen, IDS, np.random.default_rng(0))
-    assert found.verdict == audits.CLEAN and found.reference <= collapse.N_MODES - 1
+    assert audits.audit_diversity(noisy, seen, IDS).verdict == audits.CLEAN
+    assert audits.audit_diversity(seen, seen, IDS).value == pytest.approx(1)
+    found = audits.audit_dimension(noisy, seen, IDS, np.random.default_rng(0))
+    assert found.verdict == audits.CLEAN and found.reference <= audits.N_MODES - 1
 
 
 def test_all_the_same_picture_is_caught():
     seen = features()
     same = np.repeat(seen[:1], 40, 0) + 1e-3 * features(1)
     with pytest.raises(AuditError, match="collapse: .* limit 0.1 .* img-00, img-01.* 32 more"):
-        collapse.audit_diversity(same, seen, IDS)
-    exactly = collapse.audit_dimension(
+        audits.audit_diversity(same, seen, IDS)
+    exactly = audits.audit_dimension(
         np.repeat(seen[:1], 40, 0), seen, IDS, np.random.default_rng(0), strict=False
     )
     assert exactly.value == 0 and exactly.verdict == audits.VIOLATED
@@ -229,34 +229,34 @@ def test_all_the_same_picture_is_caught():
 def test_two_alternating_pictures_are_caught_by_their_dimension_not_by_their_distance():
     seen = features()
     two = seen[np.arange(40) % 2]
-    assert collapse.audit_diversity(two, seen, IDS).verdict == audits.CLEAN
+    assert audits.audit_diversity(two, seen, IDS).verdict == audits.CLEAN
     with pytest.raises(AuditError, match="output dimension: .* is 1, .*img-00"):
-        collapse.audit_dimension(two, seen, IDS, np.random.default_rng(0))
+        audits.audit_dimension(two, seen, IDS, np.random.default_rng(0))
     many = seen[np.arange(40) % 12]
-    found = collapse.audit_dimension(many, seen, IDS, np.random.default_rng(0))
+    found = audits.audit_dimension(many, seen, IDS, np.random.default_rng(0))
     assert found.verdict == audits.CLEAN
 
 
 def test_brightness_does_not_hide_the_other_ways_in_which_pictures_vary():
     """Unscaled, the seen pictures themselves have a dimension near 1, as if they had collapsed."""
     seen = features() + 30 * features(3, 40, 1)
-    assert collapse.participation_ratio(seen) < 1.2
+    assert audits.participation_ratio(seen) < 1.2
     with pytest.raises(ValueError, match="vary along 1 axes only"):
-        collapse.audit_dimension(seen, seen, IDS, np.random.default_rng(0))
+        audits.audit_dimension(seen, seen, IDS, np.random.default_rng(0))
     milder = features() + 3 * features(3, 40, 1)
-    found = collapse.audit_dimension(
+    found = audits.audit_dimension(
         milder + 0.5 * features(4), milder, IDS, np.random.default_rng(0)
     )
-    assert collapse.participation_ratio(milder) < 2 < 3 < found.value
+    assert audits.participation_ratio(milder) < 2 < 3 < found.value
 
 
 def test_participation_ratio_is_that_of_the_eigenvalues():
     x = features(2, 50, 6) * np.array([3, 2, 1, 1, 0.5, 0])
     eigenvalues = np.linalg.eigvalsh(np.cov(x.T))
     expected = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
-    assert collapse.participation_ratio(x) == pytest.approx(expected)
-    assert collapse.participation_ratio(x + 100) == pytest.approx(expected, rel=1e-6)
-    assert collapse.participation_ratio(np.ones((9, 4))) == 0
+    assert audits.participation_ratio(x) == pytest.approx(expected)
+    assert audits.participation_ratio(x + 100) == pytest.approx(expected, rel=1e-6)
+    assert audits.participation_ratio(np.ones((9, 4))) == 0
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_participation_ratio_is_that_of_the_eigenvalues():
 )
 def test_collapse_refuses(made, ids, message):
     with pytest.raises(ValueError, match=message):
-        collapse.audit_diversity(made, features(), ids)
+        audits.audit_diversity(made, features(), ids)
 
 
 # -- hubness
@@ -361,9 +361,9 @@ def test_all_violations_come_in_one_message_after_the_table():
     seen = features()
     same = np.repeat(seen[:1], 40, 0)
     findings = [
-        collapse.audit_diversity(same, seen, IDS, strict=False),
+        audits.audit_diversity(same, seen, IDS, strict=False),
         audits.audit_transduction(rows(), True, strict=False),
-        collapse.audit_diversity(seen, seen, IDS, strict=False),
+        audits.audit_diversity(seen, seen, IDS, strict=False),
     ]
     table = audits.as_table(findings)
     assert table["verdict"].tolist() == ["VIOLATED", "VIOLATED", "clean"]

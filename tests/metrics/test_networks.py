@@ -14,7 +14,9 @@ from torchvision import models
 from torchvision.transforms.functional import InterpolationMode, normalize, resize
 
 from sgdm_utils.decoding import clip as decoding_clip
+from sgdm_utils.errors import WeightsNotAvailable
 from sgdm_utils.metrics import networks, pixels, suite
+from sgdm_utils.metrics.protocol import TrunkSpec
 from sgdm_utils.workflow.downloads import catalogue as downloads_catalogue
 
 N_FEATURES = {
@@ -174,7 +176,7 @@ def tiny_clip() -> torch.nn.Module:
         return open_clip.CLIP(**TINY_CLIP).eval()
 
 
-def tiny_spec(**changes: object) -> networks.TrunkSpec:
+def tiny_spec(**changes: object) -> TrunkSpec:
     changes = {"size": 32, "build": lambda: open_clip.CLIP(**TINY_CLIP)} | changes
     return dataclasses.replace(networks.TRUNKS["clip_vit_l_14"], **changes)
 
@@ -304,7 +306,7 @@ def test_what_is_not_free_must_be_accepted():
 
 
 def test_the_message_about_missing_weights_names_the_entry(offline):
-    with pytest.raises(pixels.WeightsNotAvailable, match="weights_swav_resnet50 in data/lic"):
+    with pytest.raises(WeightsNotAvailable, match="weights_swav_resnet50 in data/lic"):
         networks.find_weights(networks.TRUNKS["swav_resnet50"])
 
 
@@ -312,7 +314,7 @@ def test_the_message_about_missing_weights_names_the_entry(offline):
 def test_missing_weights_say_what_where_and_whence(name, offline, monkeypatch):
     spec = networks.TRUNKS[name]
     (offline / "mine").mkdir()
-    with pytest.raises(pixels.WeightsNotAvailable) as caught:
+    with pytest.raises(WeightsNotAvailable) as caught:
         networks.load_trunk(name, offline / "mine")
     said = str(caught.value)
     for part in (spec.file, str(offline / "mine"), str(offline / "torch"), spec.url, "licences"):
@@ -321,7 +323,7 @@ def test_missing_weights_say_what_where_and_whence(name, offline, monkeypatch):
     entry = next(iter(downloads_catalogue.load_catalogue().values()))
     entry = dataclasses.replace(entry, name="weights_here", files=(file,))
     monkeypatch.setattr(downloads_catalogue, "load_catalogue", lambda: {"weights_here": entry})
-    with pytest.raises(pixels.WeightsNotAvailable, match="weights_here in data/licences.yaml"):
+    with pytest.raises(WeightsNotAvailable, match="weights_here in data/licences.yaml"):
         networks.find_weights(spec)
 
 

@@ -14,7 +14,19 @@ from skimage.metrics import structural_similarity
 from torchvision.models import alexnet, vgg16
 from torchvision.transforms.functional import InterpolationMode, resize
 
+from sgdm_utils.errors import WeightsNotAvailable
 from sgdm_utils.metrics import pixels
+from sgdm_utils.metrics.retrieval import (
+    cosine_similarity,
+    hubness_skewness,
+    identification_matrix,
+    k_occurrence,
+    n_way_accuracy,
+    rank_matrix,
+    retrieval_ranks,
+    two_way_identification,
+)
+from sgdm_utils.metrics.structure import boundary_f, iou, relation_accuracy
 
 
 def draw_pictures(n: int, size: int = 64, seed: int = 0) -> np.ndarray:
@@ -202,7 +214,7 @@ def test_lpips_equals_the_package_with_the_same_trunk(net, suffix, offline, pair
 
 
 def test_lpips_without_weights_says_so(offline, pair):
-    with pytest.raises(pixels.WeightsNotAvailable, match="alexnet-owt-7be5be79.pth"):
+    with pytest.raises(WeightsNotAvailable, match="alexnet-owt-7be5be79.pth"):
         pixels.lpips_distance(*pair)
     with pytest.raises(FileNotFoundError, match="typo.pth"):
         pixels.lpips_distance(*pair, trunk_weights=offline / "typo.pth")
@@ -245,7 +257,7 @@ def test_two_way_equals_a_double_loop_with_ties(noise):
     real[5] = real[6] = real[20]  # ties must fail
     recon = real + noise * rng.standard_normal(real.shape)
     expected = two_way_by_loops(real, recon)
-    np.testing.assert_allclose(pixels.two_way_identification(real, recon), expected)
+    np.testing.assert_allclose(two_way_identification(real, recon), expected)
     if noise == 0:
         assert expected[5] == pytest.approx(28 / 30) and expected[0] == 1
 
@@ -253,12 +265,12 @@ def test_two_way_equals_a_double_loop_with_ties(noise):
 def test_two_way_of_permuted_items_is_at_its_analytic_chance():
     rng = np.random.default_rng(0)
     features = rng.standard_normal((40, 3, 5))
-    matrix = pixels.identification_matrix(features, features)
+    matrix = identification_matrix(features, features)
     assert (np.diagonal(matrix) == 1).all()
     # over all assignments of targets each reconstruction scores 0, 1/39, ..., 1 once: mean 1/2
     np.testing.assert_allclose(matrix.mean(1), 0.5)
     order = rng.permutation(40)
-    shuffled = pixels.two_way_identification(features[order], features)
+    shuffled = two_way_identification(features[order], features)
     np.testing.assert_allclose(shuffled, matrix[np.arange(40), order])
 
 
@@ -266,7 +278,7 @@ def test_two_way_of_one_answer_for_all_is_chance():
     rng = np.random.default_rng(0)
     real = rng.standard_normal((25, 10))
     collapsed = np.tile(real.mean(0), (25, 1))
-    assert pixels.two_way_identification(real, collapsed).mean() == pytest.approx(0.5)
+    assert two_way_identification(real, collapsed).mean() == pytest.approx(0.5)
 
 
 def test_bad_features_are_refused():
@@ -274,17 +286,17 @@ def test_bad_features_are_refused():
     bad = good.copy()
     bad[2] = 1e6  # constant
     with pytest.raises(ValueError, match=r"recon_features: items \[2\] have constant"):
-        pixels.two_way_identification(good, bad)
+        two_way_identification(good, bad)
     bad[2] = 0
     with pytest.raises(ValueError, match=r"gallery: items \[2\] are zero"):
-        pixels.cosine_similarity(good, bad)
+        cosine_similarity(good, bad)
     bad[1, 0] = np.inf
     with pytest.raises(ValueError, match=r"items \[1\]"):
-        pixels.two_way_identification(bad, good)
+        two_way_identification(bad, good)
     with pytest.raises(ValueError, match="differ"):
-        pixels.two_way_identification(good[:3], good)
+        two_way_identification(good[:3], good)
     with pytest.raises(ValueError, match="at least 2"):
-        pixels.two_way_identification(good[:1], good[:1])
+        two_way_identification(good[:1], good[:1])
 
 
 def test_retrieval_equals_brute_force():
@@ -292,52 +304,52 @@ def test_retrieval_equals_brute_force():
     gallery = rng.standard_normal((15, 8))
     targets = np.repeat(np.arange(15), 2)
     queries = gallery[targets] + 2 * rng.standard_normal((30, 8))
-    similarity = pixels.cosine_similarity(queries, gallery)
-    ranks = pixels.retrieval_ranks(similarity, targets)
+    similarity = cosine_similarity(queries, gallery)
+    ranks = retrieval_ranks(similarity, targets)
     for query, target, rank in zip(queries, targets, ranks, strict=True):
         cosines = [q @ query / np.linalg.norm(q) / np.linalg.norm(query) for q in gallery]
         assert rank == 1 + sum(c > cosines[target] for c in cosines)
-    assert (pixels.rank_matrix(similarity)[np.arange(30), targets] == ranks).all()
-    assert (pixels.retrieval_ranks(pixels.cosine_similarity(gallery, gallery)) == 1).all()
+    assert (rank_matrix(similarity)[np.arange(30), targets] == ranks).all()
+    assert (retrieval_ranks(cosine_similarity(gallery, gallery)) == 1).all()
 
 
 def test_retrieval_ties_take_the_worst_rank_and_bad_targets_are_refused():
-    assert pixels.rank_matrix(np.array([[3.0, 1.0, 3.0, 0.0]])).tolist() == [[2, 3, 2, 4]]
+    assert rank_matrix(np.array([[3.0, 1.0, 3.0, 0.0]])).tolist() == [[2, 3, 2, 4]]
     flat = np.ones((5, 5))
-    assert (pixels.retrieval_ranks(flat) == 5).all()
+    assert (retrieval_ranks(flat) == 5).all()
     with pytest.raises(ValueError, match="give targets"):
-        pixels.retrieval_ranks(flat[:3])
+        retrieval_ranks(flat[:3])
     with pytest.raises(ValueError, match="from 0 to 5"):
-        pixels.retrieval_ranks(flat, [0, 1, 2, 3, 5])
+        retrieval_ranks(flat, [0, 1, 2, 3, 5])
     with pytest.raises(ValueError, match="5 integers"):
-        pixels.retrieval_ranks(flat, [0.0, 1, 2, 3, 4])
+        retrieval_ranks(flat, [0.0, 1, 2, 3, 4])
 
 
 def test_n_way_equals_sampling_and_chance():
     rng = np.random.default_rng(0)
-    exact = pixels.n_way_accuracy([1, 8, 20], n_gallery=20, n_way=5, k=2)
+    exact = n_way_accuracy([1, 8, 20], n_gallery=20, n_way=5, k=2)
     others = np.array([rng.permutation(np.arange(1, 20))[:4] for _ in range(20_000)])
     # among 19 others the better ones carry the numbers below the rank
     sampled = [((others < rank).sum(1) < 2).mean() for rank in (1, 8, 20)]
     np.testing.assert_allclose(exact, sampled, atol=0.012)
-    assert pixels.n_way_accuracy(np.arange(1, 21), 20, 5, 2).mean() == pytest.approx(2 / 5)
-    whole = pixels.n_way_accuracy(np.arange(1, 21), 20, 20, 3)
+    assert n_way_accuracy(np.arange(1, 21), 20, 5, 2).mean() == pytest.approx(2 / 5)
+    whole = n_way_accuracy(np.arange(1, 21), 20, 20, 3)
     np.testing.assert_allclose(whole, np.arange(1, 21) <= 3)
     with pytest.raises(ValueError, match="n_way <= n_gallery"):
-        pixels.n_way_accuracy([1], 20, 21)
+        n_way_accuracy([1], 20, 21)
 
 
 def test_hubness_finds_a_planted_hub():
     rng = np.random.default_rng(0)
     gallery, queries = rng.standard_normal((2, 100, 16))
-    even = pixels.cosine_similarity(gallery, gallery)
-    assert pixels.hubness_skewness(even) == 0
-    plain = pixels.hubness_skewness(pixels.cosine_similarity(queries, gallery), k=5)
+    even = cosine_similarity(gallery, gallery)
+    assert hubness_skewness(even) == 0
+    plain = hubness_skewness(cosine_similarity(queries, gallery), k=5)
     gallery[17] = queries.mean(0)
-    similarity = pixels.cosine_similarity(queries + 5 * queries.mean(0), gallery)
-    counts = pixels.k_occurrence(similarity, k=5)
+    similarity = cosine_similarity(queries + 5 * queries.mean(0), gallery)
+    counts = k_occurrence(similarity, k=5)
     assert counts.sum() == 500 and counts.argmax() == 17
-    assert pixels.hubness_skewness(similarity, k=5) > plain + 1
+    assert hubness_skewness(similarity, k=5) > plain + 1
 
 
 # --- structure ----------------------------------------------------------------------------------
@@ -350,9 +362,9 @@ def test_iou_by_hand():
     a[1], b[1] = 0.5, 1  # exactly at the threshold belongs to the mask
     a[2, 0, 0] = 0.49  # below it; both empty
     b[3, 0, 0] = 1  # one empty
-    np.testing.assert_allclose(pixels.iou(a, b), [4 / 12, 1, 1, 0])
-    np.testing.assert_allclose(pixels.iou(a, b, threshold=0.4), [4 / 12, 1, 0, 0])
-    np.testing.assert_allclose(pixels.iou(torch.from_numpy(a), b > 0.5), [4 / 12, 1, 1, 0])
+    np.testing.assert_allclose(iou(a, b), [4 / 12, 1, 1, 0])
+    np.testing.assert_allclose(iou(a, b, threshold=0.4), [4 / 12, 1, 0, 0])
+    np.testing.assert_allclose(iou(torch.from_numpy(a), b > 0.5), [4 / 12, 1, 1, 0])
 
 
 def test_boundary_f_by_hand():
@@ -360,20 +372,20 @@ def test_boundary_f_by_hand():
     square[0, 3:8, 3:8] = True  # boundary: 16 pixels
     shifted = np.roll(square, 2, axis=2)
     empty, full = np.zeros_like(square), np.ones_like(square)
-    assert pixels.boundary_f(square, square, 0)[0] == 1
-    assert pixels.boundary_f(square, np.roll(square, 1, axis=2), 1)[0] == 1
+    assert boundary_f(square, square, 0)[0] == 1
+    assert boundary_f(square, np.roll(square, 1, axis=2), 1)[0] == 1
     # Squares at columns 3-7 and 5-9: of 16 boundary pixels, the 3 shared ones of the top and of
     # the bottom row coincide, and no others.
-    assert pixels.boundary_f(square, shifted, 0)[0] == pytest.approx(6 / 16)
-    assert pixels.boundary_f(square, shifted, 2)[0] == 1
-    assert pixels.boundary_f(empty, empty)[0] == 1
-    assert pixels.boundary_f(square, empty)[0] == 0
-    assert pixels.boundary_f(full, empty)[0] == 1  # the frame of the picture is no boundary
+    assert boundary_f(square, shifted, 0)[0] == pytest.approx(6 / 16)
+    assert boundary_f(square, shifted, 2)[0] == 1
+    assert boundary_f(empty, empty)[0] == 1
+    assert boundary_f(square, empty)[0] == 0
+    assert boundary_f(full, empty)[0] == 1  # the frame of the picture is no boundary
     line, longer = empty.copy(), empty.copy()
     line[0, 5, 2:6], longer[0, 5, 2:10] = True, True
     # precision 4/4, recall 4/8
-    assert pixels.boundary_f(line, longer, 0, kind="edges")[0] == pytest.approx(2 / 3)
-    assert pixels.boundary_f(line, longer, 1, kind="edges")[0] == pytest.approx(2 * 0.625 / 1.625)
+    assert boundary_f(line, longer, 0, kind="edges")[0] == pytest.approx(2 / 3)
+    assert boundary_f(line, longer, 1, kind="edges")[0] == pytest.approx(2 * 0.625 / 1.625)
 
 
 def test_bad_masks_are_refused():
@@ -386,9 +398,9 @@ def test_bad_masks_are_refused():
         (mask[0], "expected"),
     ]:
         with pytest.raises(ValueError, match=message):
-            pixels.iou(mask, bad)
+            iou(mask, bad)
     with pytest.raises(ValueError, match="kind 'line'"):
-        pixels.boundary_f(mask, mask, kind="line")
+        boundary_f(mask, mask, kind="line")
 
 
 def test_relation_accuracy_up_to_the_four_symmetries():
@@ -398,21 +410,21 @@ def test_relation_accuracy_up_to_the_four_symmetries():
     small, large = [0, 1, 3, 2, 4, 5, 6], [0, 1, 2, 3, 4, 6, 5]
     for order in ([*range(7)], small, large, np.array(small)[large]):
         relabelled = target[:, order][:, :, order]
-        assert (pixels.relation_accuracy(relabelled, target) == 1).all()
+        assert (relation_accuracy(relabelled, target) == 1).all()
     other = [1, 0, 2, 3, 4, 5, 6]  # square and parallelogram are not alike
-    assert pixels.relation_accuracy(target[:, other][:, :, other], target).mean() < 0.9
+    assert relation_accuracy(target[:, other][:, :, other], target).mean() < 0.9
     wrong = target.copy()
     wrong[:, 0, 1] = wrong[:, 1, 0] = (target[:, 0, 1] + 1) % 6  # a pair no symmetry moves
-    np.testing.assert_allclose(pixels.relation_accuracy(wrong, target), 20 / 21)
+    np.testing.assert_allclose(relation_accuracy(wrong, target), 20 / 21)
 
 
 def test_bad_relation_matrices_are_refused():
     target = np.zeros((2, 7, 7), dtype=np.int8)
     with pytest.raises(ValueError, match="expected integers"):
-        pixels.relation_accuracy(target.astype(float), target)
+        relation_accuracy(target.astype(float), target)
     with pytest.raises(ValueError, match="1 predicted and 2"):
-        pixels.relation_accuracy(target[:1], target)
+        relation_accuracy(target[:1], target)
     lopsided = target.copy()
     lopsided[1, 0, 3] = 2
     with pytest.raises(ValueError, match=r"\[1\] are not symmetric"):
-        pixels.relation_accuracy(target, lopsided)
+        relation_accuracy(target, lopsided)

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sgdm_utils.metrics import pixels
+from sgdm_utils.metrics.retrieval import (
+    cosine_similarity,
+    identification_matrix,
+    rank_matrix,
+    retrieval_ranks,
+)
 from sgdm_utils.metrics.statistics import (
     bootstrap_interval,
     chance_interval,
@@ -136,20 +141,20 @@ def test_label_permutation_null_is_uniform_without_and_small_with_information():
     p_null = []
     for _ in range(200):
         queries, gallery = rng.standard_normal((2, 40, 8))
-        matrix = pixels.identification_matrix(gallery, queries)
+        matrix = identification_matrix(gallery, queries)
         p_null.append(label_permutation_null(matrix, rng, 299).p_value)
     assert stats.kstest(p_null, "uniform").pvalue > 0.01
-    similarity = pixels.cosine_similarity(gallery + rng.standard_normal((40, 8)), gallery)
-    informed = label_permutation_null(pixels.rank_matrix(similarity) <= 1, rng, 999)
+    similarity = cosine_similarity(gallery + rng.standard_normal((40, 8)), gallery)
+    informed = label_permutation_null(rank_matrix(similarity) <= 1, rng, 999)
     assert informed.p_value == 1 / 1_000
-    assert informed.statistic == (pixels.retrieval_ranks(similarity) <= 1).mean()
+    assert informed.statistic == (retrieval_ranks(similarity) <= 1).mean()
     assert informed.null.mean() == pytest.approx(1 / 40, abs=0.005)
 
 
 def test_label_permutation_null_keeps_repeated_queries_together():
     """With 10 copies of each query the null is as wide as with one: copies add no evidence."""
     rng = np.random.default_rng(1)
-    scores = pixels.rank_matrix(rng.standard_normal((20, 20))) <= 5
+    scores = rank_matrix(rng.standard_normal((20, 20))) <= 5
     single = label_permutation_null(scores, rng, 4_000)
     targets = np.repeat(np.arange(20), 10)
     copies = label_permutation_null(scores[targets], rng, 4_000, targets)

@@ -17,6 +17,17 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import alexnet
 
 from sgdm_utils.metrics import networks, pixels, suite, tables
+from sgdm_utils.metrics.classes import LPIPS, MSE, SSIM, PixCorr, TooFewPictures
+from sgdm_utils.metrics.features import (
+    FID,
+    KID,
+    CLIPText,
+    CorrelationDistance,
+    NWayTopK,
+    TwoWay,
+    correlation_matrix,
+)
+from sgdm_utils.metrics.retrieval import n_way_accuracy, retrieval_ranks
 
 N, N_SAMPLES = 9, 3
 
@@ -53,7 +64,7 @@ def fed(metric, pred, target, sizes=(N,)):
 
 @pytest.mark.parametrize(
     ("make", "function"),
-    [(suite.PixCorr, "pixcorr"), (suite.SSIM, "ssim"), (suite.MSE, "mse")],
+    [(PixCorr, "pixcorr"), (SSIM, "ssim"), (MSE, "mse")],
 )
 def test_picture_metrics_average_over_samples_then_pictures(make, function, pictures):
     pred, target = pictures
@@ -89,7 +100,7 @@ def test_lpips_equals_the_package(pictures, tmp_path):
             direct(target, resize_as_agreed(pred[:, s].numpy(), 256) * 2 - 1).flatten().numpy()
             for s in range(N_SAMPLES)
         ]
-    metric = fed(suite.LPIPS("alex", path), *(x[:2] for x in pictures), (1, 1))
+    metric = fed(LPIPS("alex", path), *(x[:2] for x in pictures), (1, 1))
     result = metric.result()
     np.testing.assert_allclose(result.items, np.mean(expected, axis=0), rtol=1e-5)
     metric.reset()
@@ -105,20 +116,20 @@ def test_feature_metrics_equal_loops_over_each_sample(pictures):
     trunk = quick_trunk()
     real = trunk(target).double().numpy()
     recon = [trunk(pred[:, s]).double().numpy() for s in range(N_SAMPLES)]
-    two_way = fed(suite.TwoWay(trunk), pred, target, (2, 7)).result()
+    two_way = fed(TwoWay(trunk), pred, target, (2, 7)).result()
     expected = np.mean([two_way_by_loops(real, r) for r in recon], axis=0)
     np.testing.assert_allclose(two_way.items, expected)
     assert two_way.chance == 0.5 and 0.5 < two_way.value < 1
-    distance = fed(suite.CorrelationDistance(trunk), pred, target).result()
+    distance = fed(CorrelationDistance(trunk), pred, target).result()
     by_scipy = [[correlation(a, b) for a, b in zip(real, r, strict=True)] for r in recon]
     np.testing.assert_allclose(distance.items, np.mean(by_scipy, axis=0))
     # two of two is the same question as two-way identification
-    pair = fed(suite.NWayTopK(trunk, n_way=2), pred, target).result()
+    pair = fed(NWayTopK(trunk, n_way=2), pred, target).result()
     np.testing.assert_allclose(pair.items, two_way.items)
-    top = fed(suite.NWayTopK(trunk, n_way=5, k=2), pred, target).result()
-    ranks = pixels.retrieval_ranks(np.corrcoef(recon[0], real)[:N, N:])
-    first = fed(suite.NWayTopK(trunk, n_way=5, k=2), pred[:, 0], target).result()
-    np.testing.assert_allclose(first.items, pixels.n_way_accuracy(ranks, N, 5, 2))
+    top = fed(NWayTopK(trunk, n_way=5, k=2), pred, target).result()
+    ranks = retrieval_ranks(np.corrcoef(recon[0], real)[:N, N:])
+    first = fed(NWayTopK(trunk, n_way=5, k=2), pred[:, 0], target).result()
+    np.testing.assert_allclose(first.items, n_way_accuracy(ranks, N, 5, 2))
     assert top.chance == pytest.approx(0.4)
 
 
@@ -126,11 +137,11 @@ def test_identical_pictures_are_perfect_and_permuted_ones_at_chance(pictures):
     target = pictures[1]
     trunk = quick_trunk()
     makes = {
-        suite.PixCorr: 1, suite.SSIM: 1, suite.MSE: 0,
-        lambda: suite.TwoWay(trunk): 1,
-        lambda: suite.CorrelationDistance(trunk): 0,
-        lambda: suite.NWayTopK(trunk, 5): 1,
-        lambda: suite.FID(trunk): 0,
+        PixCorr: 1, SSIM: 1, MSE: 0,
+        lambda: TwoWay(trunk): 1,
+        lambda: CorrelationDistance(trunk): 0,
+        lambda: NWayTopK(trunk, 5): 1,
+        lambda: FID(trunk): 0,
     }  # fmt: skip
     for make, perfect in makes.items():
         assert fed(make(), target, target).compute().item() == pytest.approx(perfect, abs=1e-6)
@@ -146,11 +157,11 @@ def test_ties_fail():
     rng = np.random.default_rng(0)
     target = torch.from_numpy(rng.standard_normal((6, 40)))
     target[3] = target[0]
-    result = fed(suite.TwoWay(), target, target, (6,)).result()
+    result = fed(TwoWay(), target, target, (6,)).result()
     assert result.items == [pytest.approx(x) for x in (0.8, 1, 1, 0.8, 1, 1)]
     one_answer = target.mean(0).expand(6, -1)
-    assert fed(suite.TwoWay(), one_answer, target, (6,)).result().value < 0.5
-    assert fed(suite.NWayTopK(n_way=6), target, target, (6,)).result().value < 0.7
+    assert fed(TwoWay(), one_answer, target, (6,)).result().value < 0.5
+    assert fed(NWayTopK(n_way=6), target, target, (6,)).result().value < 0.7
 
 
 def test_correlation_in_pieces_equals_corrcoef(monkeypatch):
@@ -159,11 +170,11 @@ def test_correlation_in_pieces_equals_corrcoef(monkeypatch):
     pred, target = 1e4 + rng.standard_normal((7, 501)), -1e4 + rng.standard_normal((5, 501))
     expected = np.corrcoef(pred, target)[:7, 7:]
     monkeypatch.setattr("sgdm_utils.metrics.features.COLUMNS_AT_ONCE", 64)
-    found = suite.correlation_matrix(torch.from_numpy(pred), torch.from_numpy(target))
+    found = correlation_matrix(torch.from_numpy(pred), torch.from_numpy(target))
     np.testing.assert_allclose(found, expected, atol=1e-10)
     pred[2] = 3
     with pytest.raises(ValueError, match=r"pred: items \[2\] have constant features"):
-        suite.correlation_matrix(torch.from_numpy(pred), torch.from_numpy(target))
+        correlation_matrix(torch.from_numpy(pred), torch.from_numpy(target))
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
@@ -182,7 +193,7 @@ def test_fid_and_kid_equal_torchmetrics(n_features):
     fid = FrechetInceptionDistance(Given())
     fid.update(target, real=True)
     fid.update(pred.flatten(0, 1), real=False)
-    result = fed(suite.FID(), pred, target, (10, 20)).result()
+    result = fed(FID(), pred, target, (10, 20)).result()
     assert result.value == pytest.approx(fid.compute().item(), rel=1e-5)
     assert result.n == 60 and result.items == []
     values = []
@@ -192,7 +203,7 @@ def test_fid_and_kid_equal_torchmetrics(n_features):
         kid.update(pred[:, s], real=False)
         with torch.random.fork_rng():
             values.append(kid.compute()[0].item())
-    assert fed(suite.KID(), pred, target, (10, 20)).result().value == pytest.approx(
+    assert fed(KID(), pred, target, (10, 20)).result().value == pytest.approx(
         np.mean(values), rel=1e-9
     )
 
@@ -203,7 +214,7 @@ def test_kid_is_unbiased():
     values = []
     for _ in range(300):
         a, b = torch.randn(2, 12, 8, generator=generator, dtype=torch.float64)
-        values.append(fed(suite.KID(), a, b, (12,)).result().value)
+        values.append(fed(KID(), a, b, (12,)).result().value)
     values = np.array(values)
     assert abs(values.mean()) < 3 * values.std() / np.sqrt(300)
     assert (values < 0).any()
@@ -214,7 +225,7 @@ def test_text_score_is_the_cosine_with_the_own_caption(pictures):
     rng = np.random.default_rng(0)
     book = {f"picture {i}": torch.from_numpy(rng.standard_normal(48)).float() for i in range(N)}
     trunk = quick_trunk(text=lambda network, captions: torch.stack([book[c] for c in captions]))
-    metric = suite.CLIPText(trunk)
+    metric = CLIPText(trunk)
     metric.update(pred[:4], captions=list(book)[:4])
     metric.update(pred[4:], target[4:], captions=list(book)[4:])
     result = metric.result()
@@ -236,11 +247,11 @@ def test_text_score_is_the_cosine_with_the_own_caption(pictures):
 
 
 ALL = {
-    "ssim": suite.SSIM,
-    "two_way": lambda: suite.TwoWay(quick_trunk()),
-    "distance": lambda: suite.CorrelationDistance(quick_trunk()),
-    "fid": lambda: suite.FID(quick_trunk()),
-    "kid": lambda: suite.KID(quick_trunk()),
+    "ssim": SSIM,
+    "two_way": lambda: TwoWay(quick_trunk()),
+    "distance": lambda: CorrelationDistance(quick_trunk()),
+    "fid": lambda: FID(quick_trunk()),
+    "kid": lambda: KID(quick_trunk()),
 }
 
 
@@ -290,7 +301,7 @@ def test_on_a_gpu(name, pictures):
 # --- bad input ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [suite.SSIM, lambda: suite.TwoWay(quick_trunk())])
+@pytest.mark.parametrize("make", [SSIM, lambda: TwoWay(quick_trunk())])
 def test_bad_batches_are_refused(make, pictures):
     pred, target = pictures
     nan = pred.clone()
@@ -313,10 +324,10 @@ def test_what_has_no_correlation_is_refused(pictures):
     flat = pred.clone()
     flat[2] = 0.5
     with pytest.raises(ValueError, match="constant"):
-        suite.PixCorr().update(flat, target)
-    suite.SSIM().update(flat, target)  # which is defined
+        PixCorr().update(flat, target)
+    SSIM().update(flat, target)  # which is defined
     with pytest.raises(ValueError, match="constant features"):
-        fed(suite.TwoWay(lambda x: x.mean((2, 3)) * 0), pred, target).result()
+        fed(TwoWay(lambda x: x.mean((2, 3)) * 0), pred, target).result()
 
 
 def test_bad_features_and_too_few_pictures_are_refused():
@@ -324,18 +335,18 @@ def test_bad_features_and_too_few_pictures_are_refused():
     bad = x.clone()
     bad[1, 2] = float("inf")
     with pytest.raises(ValueError, match=r"target: NaN or infinite features in items \[1\]"):
-        suite.TwoWay().update(x, bad)
+        TwoWay().update(x, bad)
     with pytest.raises(ValueError, match="features of shape"):
-        suite.TwoWay().update(x, x[:, :3])
-    metric = fed(suite.TwoWay(), x, x, (4,))
+        TwoWay().update(x, x[:, :3])
+    metric = fed(TwoWay(), x, x, (4,))
     with pytest.raises(ValueError, match="same number of samples"):
         metric.update(x[:, None].expand(-1, 2, -1), x)
-    with pytest.raises(suite.TooFewPictures, match="TwoWay needs at least 2 pictures, there are 1"):
-        fed(suite.TwoWay(), x[:1], x[:1], (1,)).result()
-    with pytest.raises(suite.TooFewPictures, match="50 pictures"):
-        fed(suite.NWayTopK(), x, x, (4,)).compute()
+    with pytest.raises(TooFewPictures, match="TwoWay needs at least 2 pictures, there are 1"):
+        fed(TwoWay(), x[:1], x[:1], (1,)).result()
+    with pytest.raises(TooFewPictures, match="50 pictures"):
+        fed(NWayTopK(), x, x, (4,)).compute()
     with pytest.raises(ValueError, match="k <= n_way"):
-        suite.NWayTopK(n_way=3, k=4)
+        NWayTopK(n_way=3, k=4)
 
 
 # --- the whole suite ----------------------------------------------------------------------------
@@ -377,12 +388,12 @@ def test_full_suite_has_a_row_for_everything(no_cache, pictures):
     }  # fmt: skip
     assert values["clip_text_clip_vit_l_14"] == "no captions given"
     assert values["top1_of_50_clip_tiny"] == "needs 50 pictures"
-    assert values["ssim"] == pytest.approx(fed(suite.SSIM(), pred, target).compute().item())
+    assert values["ssim"] == pytest.approx(fed(SSIM(), pred, target).compute().item())
     for name, trunk in [
         ("two_way_alexnet_5", networks.load_trunk("alexnet_5", path)),
         ("two_way_clip_tiny", quick_trunk()),
     ]:
-        alone = fed(suite.TwoWay(trunk), pred, target).compute().item()
+        alone = fed(TwoWay(trunk), pred, target).compute().item()
         assert values[name] == pytest.approx(alone)
     cells = dict(study="s", subject="all", seed=None, model="m", condition="c")
     rows = {row["metric"]: row for row in whole.rows(**cells)}
@@ -405,7 +416,7 @@ def test_pictures_pass_once_through_a_trunk_that_several_metrics_use(pictures):
     whole.update(pred, target)
     assert sum(seen) == N * (N_SAMPLES + 1)
     found = whole.compute()
-    alone = fed(suite.CorrelationDistance(quick_trunk()), pred, target).compute().item()
+    alone = fed(CorrelationDistance(quick_trunk()), pred, target).compute().item()
     assert found["correlation_distance_clip_tiny"] == pytest.approx(alone)
 
 

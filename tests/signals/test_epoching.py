@@ -8,7 +8,8 @@ import pytest
 from published_recipe import SEED, TARGET, epochs_of, official_chain, picked
 from sklearn.utils import shuffle
 
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE, DatasetError
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.signals import epoching, whitening
 
 # rows 0-62 of the raw THINGS-EEG2 files, in recording order

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.signals import files as signals_files
-from sgdm_utils.signals.files import Averages, TrialFile, TrialFiles, TrialWriter, convert
+from sgdm_utils.signals.files import Averages, TrialFile, TrialFiles
+from sgdm_utils.signals.writing import TrialWriter, convert
 from sgdm_utils.workflow import paths
 
 SHAPE = (23, 4, 7)

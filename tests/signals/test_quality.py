@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sgdm_utils.datasets.tables import check_signal
+from sgdm_utils.errors import ChannelError
 from sgdm_utils.signals import quality
 from sgdm_utils.simulation.recording import EEG_CHANNELS
 
@@ -37,8 +39,8 @@ def test_a_broken_channel_is_named(value, word):
     data[1] = 2.0 if value == "flat" else data[1]
     if value != "flat":
         data[1, 7] = value
-    with pytest.raises(quality.ChannelError, match=word) as error:
-        quality.check_signal(data, ["Oz", "O1", "O2"], "run-01.vhdr")
+    with pytest.raises(ChannelError, match=word) as error:
+        check_signal(data, ["Oz", "O1", "O2"], "run-01.vhdr")
     assert "O1" in str(error.value) and "run-01.vhdr" in str(error.value)
 
 

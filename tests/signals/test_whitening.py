@@ -7,9 +7,8 @@ import pytest
 from published_recipe import covariance as published
 from sklearn.discriminant_analysis import _cov
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import ChannelError, DatasetError
 from sgdm_utils.signals import whitening
-from sgdm_utils.signals.quality import ChannelError
 
 
 def trials(n_trials, n_channels, n_times, seed=0, offset=0.0):

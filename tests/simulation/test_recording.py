@@ -8,18 +8,17 @@ import pandas as pd
 import pytest
 
 from sgdm_utils.simulation import recording, truth
+from sgdm_utils.simulation.brain import make_brain, make_info, retinotopic_features, scaled_features
 
 N = 24
 
 
 @pytest.fixture(scope="module")
 def world():
-    info = recording.make_info(125.0)
+    info = make_info(125.0)
     rng = np.random.default_rng(3)
     components = {"early": 112, "shape": 12, "semantic": 10}
-    brain = recording.make_brain(
-        info, components, np.random.default_rng(1), np.random.default_rng(2)
-    )
+    brain = make_brain(info, components, np.random.default_rng(1), np.random.default_rng(2))
     features = rng.normal(size=(N, 135)).astype(np.float32)
     features[:, -1] = 1
     ids = [f"p{i}" for i in range(N)]
@@ -29,7 +28,7 @@ def world():
 
 def record(world, snr, repetitions=6, seed=0):
     info, brain, features, table = world
-    scaled = recording.scaled_features(brain, features, snr, info["sfreq"])
+    scaled = scaled_features(brain, features, snr, info["sfreq"])
     stream = recording.make_stream(
         np.repeat(np.arange(N), repetitions), np.random.default_rng(seed)
     )
@@ -88,8 +87,8 @@ def test_annotations_name_the_picture_that_was_shown(world):
 
 def test_snr_is_the_ratio_that_was_asked_for(world):
     info, brain, features, table = world
-    scaled = recording.scaled_features(brain, features, 0.3, 125.0)
-    silent = recording.scaled_features(brain, features, 0.0, 125.0)
+    scaled = scaled_features(brain, features, 0.3, 125.0)
+    silent = scaled_features(brain, features, 0.0, 125.0)
     assert np.all(silent[:, :-1] == 0) and np.all(silent[:, -1] == 1)
     signal = brain.evoked(scaled * (brain.stage != "onset"))
     window = slice(int(0.08 * 125), int(0.35 * 125))
@@ -122,7 +121,7 @@ def test_averages_approach_the_stored_truth_and_only_with_signal(world, tmp_path
         times = np.arange(60) / 125
         if snr == 0:  # nothing differs between pictures in the truth itself
             assert np.ptp(known.evoked(ids, times), axis=0).max() < 1e-5
-            scaled = recording.scaled_features(brain, world[2], 1.0, 125.0)
+            scaled = scaled_features(brain, world[2], 1.0, 125.0)
             known = truth.Truth(brain, scaled, ids, 125.0)
         expected = known.evoked(ids, times)
         similarity[snr] = truth.pattern_correlation(average[:, good], expected[:, good])
@@ -154,7 +153,7 @@ def test_retinotopic_features_know_where_and_which_orientation():
     pictures = np.full((2, 64, 64, 3), 255, np.uint8)
     pictures[0, :16, :16] = 0  # dark upper left
     pictures[1, :, ::4] = 0  # vertical stripes
-    maps = recording.retinotopic_features(pictures)
+    maps = retinotopic_features(pictures)
     assert maps[0, 0].argmin() == 0
     horizontal_gradient, vertical_gradient = maps[1, 3].mean(), maps[1, 5].mean()
     assert horizontal_gradient > 10 * vertical_gradient

@@ -57,12 +57,12 @@ def section(text: str) -> str:
 
 def refusal(study: str = "mine") -> str:
     with pytest.raises(config.ConfigError) as caught:
-        config.load(study)
+        config.load_study(study)
     return str(caught.value)
 
 
 def test_the_plan_is_every_notebook_for_every_subject_and_seed_in_order(project):
-    steps = config.plan(config.load("mine"))
+    steps = config.plan(config.load_study("mine"))
     assert [(s.notebook[:2], s.subject, s.seed) for s in steps] == [
         ("00", None, None),
         ("01", "sub-01", None),
@@ -78,9 +78,9 @@ def test_the_plan_is_every_notebook_for_every_subject_and_seed_in_order(project)
 
 
 def test_extra_seeds_run_on_request_only_and_end_with_the_evaluation(project):
-    plain = config.plan(config.load("mine"))
+    plain = config.plan(config.load_study("mine"))
     project("extra_seeds: [5]\n")
-    mine = config.load("mine")
+    mine = config.load_study("mine")
     assert config.plan(mine) == plain
     added = config.plan(mine, extra_seeds=True)[len(plain) :]
     assert [(s.notebook[:2], s.seed) for s in added] == [(f"0{n}", 5) for n in range(2, 7)]
@@ -91,7 +91,7 @@ def test_extra_seeds_run_on_request_only_and_end_with_the_evaluation(project):
 
 def test_values_come_from_defaults_then_configuration_then_plan(project):
     project(section("{snr: 2, limit: 5, keep: {trial_type: [face]}}"))
-    study = config.load("mine")
+    study = config.load_study("mine")
     values = config.resolve(study, config.step(study, "00_data"))
     assert values["study"] == "mine" and values["subjects"] == ["sub-01", "sub-02"]
     assert values["seed"] == 7  # the simulation's, not a training seed
@@ -102,7 +102,7 @@ def test_values_come_from_defaults_then_configuration_then_plan(project):
 
 
 def test_the_digest_changes_with_any_value_also_with_a_default(project):
-    study = config.load("mine")
+    study = config.load_study("mine")
     step = config.step(study, "03_contrastive_alignment", seed=3)
     before = config.parameters_digest(study, step)
     assert config.parameters_digest(study, step) == before
@@ -190,7 +190,7 @@ def test_a_missing_study_says_which_there_are(project):
 
 def test_empty_sections_are_no_error(project):
     project("notebooks:\n  00_data:\n")
-    assert config.load("mine").notebooks == {"00_data": {}}
+    assert config.load_study("mine").notebooks == {"00_data": {}}
 
 
 @pytest.mark.parametrize(
@@ -207,13 +207,13 @@ def test_empty_sections_are_no_error(project):
 )
 def test_a_step_that_is_not_in_the_plan_is_refused(project, arguments, expected):
     with pytest.raises(config.ConfigError) as caught:
-        config.step(config.load("mine"), *arguments)
+        config.step(config.load_study("mine"), *arguments)
     assert expected in str(caught.value)
 
 
 def test_a_notebook_that_does_not_take_what_the_plan_tells_it_is_refused(project):
     write_notebook("03_contrastive_alignment", 'study: str = "demo"')
-    study = config.load("mine")
+    study = config.load_study("mine")
     with pytest.raises(config.ConfigError, match="declares no parameter of that name. Add: seed"):
         config.resolve(study, config.step(study, "03_contrastive_alignment", seed=0))
 
@@ -261,14 +261,14 @@ def test_a_file_that_is_no_notebook_is_refused(project):
 
 @pytest.mark.parametrize("study", config.studies())
 def test_every_committed_study_is_valid(study):
-    steps = config.plan(loaded := config.load(study))
+    steps = config.plan(loaded := config.load_study(study))
     for step in steps:
         assert config.resolve(loaded, step)["study"] == study
 
 
 def test_the_demo_is_the_defaults():
     """What JupyterLab, nbval and make demo run is one and the same thing."""
-    demo = config.load("demo")
+    demo = config.load_study("demo")
     assert demo.notebooks == {}
     for notebook in {step.notebook for step in config.plan(demo)}:
         step = next(s for s in config.plan(demo) if s.notebook == notebook)

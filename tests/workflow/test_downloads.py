@@ -33,13 +33,14 @@ import pytest
 import requests
 import yaml
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.downloads import archives, transfers
 from sgdm_utils.workflow.downloads import catalogue as downloads_catalogue
 from sgdm_utils.workflow.downloads import fetch as downloads_fetch
 from sgdm_utils.workflow.downloads.catalogue import CatalogueError, LicenceError
-from sgdm_utils.workflow.downloads.fetch import DownloadError, Retry, fetch
+from sgdm_utils.workflow.downloads.fetch import fetch
+from sgdm_utils.workflow.downloads.transfers import DownloadError, Retry
 
 QUICK = Retry(attempts=3, backoff_s=0.001, timeout_s=5)
 CONTENT = np.random.default_rng(20).bytes(300_000)

@@ -255,7 +255,7 @@ def test_the_graph_plans_every_committed_study(study, tmp_path):
         cwd=paths.project_root(), env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    n_steps = len(study_config.plan(study_config.load(study)))
+    n_steps = len(study_config.plan(study_config.load_study(study)))
     planned = re.findall(r"^total +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
     assert int(planned[0]) == n_steps + 1  # "all" is a job, too
 

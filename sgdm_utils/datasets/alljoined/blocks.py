@@ -15,7 +15,8 @@ import pandas as pd
 
 from sgdm_utils.datasets.alljoined import order as alljoined_order
 from sgdm_utils.datasets.alljoined.order import PARTITIONS, SUB06, OrderError
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE, DatasetError
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import DatasetError
 
 SFREQ = 256.0  # Hz, of the EDF files
 LAST_TEST_BLOCK = 4

@@ -35,11 +35,10 @@ import pandas as pd
 from sgdm_utils.datasets import pickles
 from sgdm_utils.datasets.alljoined import blocks
 from sgdm_utils.datasets.alljoined import order as alljoined_order
-from sgdm_utils.datasets.bids import DatasetError
-from sgdm_utils.datasets.events import image_table
-from sgdm_utils.datasets.tables import EVENT_COLUMNS, EpochedSignal, StudyTables
+from sgdm_utils.datasets.bids import image_table
+from sgdm_utils.datasets.tables import EVENT_COLUMNS, EpochedSignal, StudyTables, check_signal
 from sgdm_utils.datasets.things_eeg2 import images as things_eeg2_images
-from sgdm_utils.signals.quality import check_signal
+from sgdm_utils.errors import DatasetError
 
 SESSIONS = (1, 2, 3, 4)
 N_TRAINING_IMAGES = 16540  # index of the first test image
@@ -134,7 +133,7 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     DatasetError
         A truncated file, an unknown channel, another rate than 256 Hz, samples that cannot be
         volts.
-    sgdm_utils.signals.quality.ChannelError
+    sgdm_utils.errors.ChannelError
         A NaN or flat channel.
     """
     path = Path(root) / recording["path"]

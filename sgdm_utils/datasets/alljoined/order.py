@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import DatasetError
 
 PARTITIONS = {"stim_train": "train", "stim_test": "test"}
 TABLES = (

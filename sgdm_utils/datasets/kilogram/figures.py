@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import numpy as np
 from shapely.geometry import Polygon
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import tangrams
 
 IDS = ("1", "2", "3", "4", "5", "6", "7")

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.datasets.kilogram import figures as kilogram_figures
 from sgdm_utils.datasets.kilogram.figures import Tangram
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import tangrams
 from sgdm_utils.stimuli.pictures import StimulusSet, picture_digest
 
@@ -168,7 +168,7 @@ def stimulus_set(folder: Path, images: pd.DataFrame, size: int) -> StimulusSet:
     Raises
     ------
     DatasetError
-        A file that is no figure, see `figures.read_svg`.
+        A file that is no figure, see `panels.read_svg`.
     """
     folder = Path(folder)
     figures = [kilogram_figures.read_svg(folder / file) for file in images["stim_file"]]

@@ -26,11 +26,11 @@ import mne
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets import bids, events
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.datasets import bids
 from sgdm_utils.datasets.kilogram.figures import read_svg
 from sgdm_utils.datasets.kilogram.pictures import read_json
 from sgdm_utils.datasets.tables import StudyTables
+from sgdm_utils.errors import DatasetError
 
 SPLIT_FILE = "data_split.json"
 PARTITION = {"train": "train", "development": "train", "heldout": "test", "dense": "test"}
@@ -127,10 +127,10 @@ def tables(
             )
     files = _figure_files(root / "stimuli")
     # the column names a figure, not always a file, so it is read as a label
-    mapping = events.EventMapping(None, stimulus_column, keep or {}, margin_s)
+    mapping = bids.EventMapping(None, stimulus_column, keep or {}, margin_s)
     parts = []
     for _, recording in recordings.iterrows():
-        part = events.read_events(recording, root, mapping)
+        part = bids.read_events(recording, root, mapping)
         part["image_id"] = _figure_names(part["concept"], files, root / recording["path"], mapping)
         part.insert(0, "trial", np.arange(len(part)))
         for column in ("run", "session", "subject"):
@@ -141,7 +141,7 @@ def tables(
     shown["stim_file"] = shown["image_id"].map(lambda name: files[name][0])
     first_name = _first_names(sorted(shown["image_id"].unique()), files, root / "stimuli")
     shown["concept"] = shown["image_id"].map(first_name)
-    images = events.image_table(shown)
+    images = bids.image_table(shown)
     images["partition"], why = _partition(images["image_id"], root)
     notes = {
         "figures": len(images),
@@ -191,7 +191,7 @@ def _figure_files(folder: Path) -> dict[str, list[str]]:
 
 
 def _figure_names(
-    labels: pd.Series, files: dict[str, list[str]], recording: Path, mapping: events.EventMapping
+    labels: pd.Series, files: dict[str, list[str]], recording: Path, mapping: bids.EventMapping
 ) -> pd.Series:
     """Turn what the events say ("page1-12", "tangrams-svg/page1-12.svg") into figures."""
     paths = labels.map(lambda text: PurePosixPath(str(text).strip().replace("\\", "/")))

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets import splits
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.datasets.leakage.copies import (
     MAX_DISTANCE,
     assert_files_unique,
@@ -40,6 +39,7 @@ from sgdm_utils.datasets.leakage.fits import (
     write_records,
 )
 from sgdm_utils.datasets.splits import SplitError, folded_concept
+from sgdm_utils.errors import DatasetError
 
 __all__ = [
     "MAX_DISTANCE", "CheckpointRecord", "Finding", "FitRecord", "LeakageError", "assert_checkpoint",

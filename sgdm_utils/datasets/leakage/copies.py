@@ -14,8 +14,8 @@ import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
 
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.datasets.leakage.fits import Finding, LeakageError
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.atomic import digest_file
 
 MAX_DISTANCE = 24  # bits of 255; see perceptual_hash

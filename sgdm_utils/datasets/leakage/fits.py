@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets.bids import DatasetError
 from sgdm_utils.datasets.splits import SplitError
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.atomic import atomic_file
 
 

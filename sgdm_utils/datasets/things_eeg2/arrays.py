@@ -22,8 +22,7 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets import pickles
-from sgdm_utils.datasets.bids import STANDARD_MONTAGE, DatasetError
-from sgdm_utils.datasets.tables import EpochedSignal, StudyTables
+from sgdm_utils.datasets.tables import EpochedSignal, StudyTables, check_signal
 from sgdm_utils.datasets.things_eeg2.design import (
     CHANNELS,
     OCCIPITAL,
@@ -36,7 +35,8 @@ from sgdm_utils.datasets.things_eeg2.design import (
     choose_subjects,
 )
 from sgdm_utils.datasets.things_eeg2.images import as_dictionary, identify, load_image_set
-from sgdm_utils.signals.quality import check_signal
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import DatasetError
 
 FORMS = ("things_eeg2_raw", "things_eeg2_preprocessed")
 RUNS = {"training": "train", "test": "test"}  # part of the file name -> partition
@@ -103,7 +103,7 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.RawArray:
     ------
     DatasetError
         As `tables`, and when the values cannot be volts.
-    sgdm_utils.signals.quality.ChannelError
+    sgdm_utils.errors.ChannelError
         A NaN or flat channel.
     """
     path = Path(root) / recording["path"]

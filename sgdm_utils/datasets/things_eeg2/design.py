@@ -20,21 +20,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets.bids import DatasetError
-from sgdm_utils.datasets.events import image_table
+from sgdm_utils.datasets.bids import image_table
 from sgdm_utils.datasets.tables import EVENT_COLUMNS, RECORDING_COLUMNS, StudyTables
+from sgdm_utils.errors import DatasetError
 
-SESSIONS = (1, 2, 3, 4)
-PAIRS = ((1, 2), (3, 4))  # sessions that divide the training concepts between them
-EXPECTED = {"train": (16540, 4), "test": (200, 80)}  # images, presentations that everybody has
-SOA_S = 0.2
-REFERENCE = "Fz"
 CHANNELS = tuple(
     "Fp1 F3 F7 FT9 FC5 FC1 C3 T7 TP9 CP5 CP1 Pz P3 P7 O1 Oz O2 P4 P8 TP10 CP6 CP2 Cz C4 T8 FT10 FC6 "
     "FC2 F4 F8 Fp2 AF7 AF3 AFz F1 F5 FT7 FC3 FCz C1 C5 TP7 CP3 P1 P5 PO7 PO3 POz PO4 PO8 P6 P2 CPz "
     "CP4 TP8 C6 C2 FC4 FT8 F6 F2 AF4 AF8".split()
 )
 OCCIPITAL = tuple(c for c in CHANNELS if c.startswith(("O", "P")))  # the 17 of the official package
+SESSIONS = (1, 2, 3, 4)
+PAIRS = ((1, 2), (3, 4))  # sessions that divide the training concepts between them
+EXPECTED = {"train": (16540, 4), "test": (200, 80)}  # images, presentations that everybody has
+SOA_S = 0.2
+REFERENCE = "Fz"
 PACKAGES = (
     "the official preprocessed package (preprocessed_data/, 100 Hz) has the 17 occipital and "
     "parietal channels; the 250 Hz repackaging (Preprocessed_data_250Hz/) and the recordings "

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets import pickles
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import DatasetError
 
 FOLDER = "image_set"
 PARTITIONS = {"train": "training_images", "test": "test_images"}

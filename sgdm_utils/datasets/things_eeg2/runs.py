@@ -6,12 +6,23 @@ read by `things_eeg2_events`.
 References
 ----------
 Gifford, Dwivedi, Roig & Cichy (2022), NeuroImage 264:119754; NEMAR nm000232 (BIDS conversion).
+
+What was shown in one run of THINGS-EEG2, from the event table or from the behaviour file.
+
+The marker in the recording is one byte and the training images are 16,540, so it carries the first
+two digits of the number only. Which picture it was is in the column `tot_img_number` of the BIDS
+conversion, or in the behaviour file beside the BrainVision recording; the marker is used to check
+that the two tell the same story.
+
+References
+----------
+Gifford, Dwivedi, Roig & Cichy (2022), NeuroImage 264:119754; NEMAR nm000232 (BIDS conversion).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +30,11 @@ import mne
 import mne_bids
 import numpy as np
 import pandas as pd
+import scipy.io
 
 from sgdm_utils.datasets import bids
-from sgdm_utils.datasets.bids import (
-    EEG_EXTENSIONS,
-    STANDARD_MONTAGE,
-    DatasetError,
-    read_recording,
-    read_tsv,
-)
-from sgdm_utils.datasets.tables import StudyTables
+from sgdm_utils.datasets.bids import EEG_EXTENSIONS, read_recording, read_tsv
+from sgdm_utils.datasets.tables import StudyTables, check_signal
 from sgdm_utils.datasets.things_eeg2.design import (
     CHANNELS,
     SESSIONS,
@@ -36,11 +42,12 @@ from sgdm_utils.datasets.things_eeg2.design import (
     assemble,
     check_channels,
     check_coverage,
+    check_spacing,
     choose_subjects,
 )
-from sgdm_utils.datasets.things_eeg2.events import bids_events, source_events
-from sgdm_utils.datasets.things_eeg2.images import load_image_set
-from sgdm_utils.signals.quality import check_signal
+from sgdm_utils.datasets.things_eeg2.images import identify, load_image_set, word_of
+from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.errors import DatasetError
 
 FORMS = ("things_eeg2_bids", "things_eeg2_source")
 SOURCE_FOLDERS = ("sourcedata", "source_data", "")
@@ -126,7 +133,7 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     ------
     DatasetError
         A file that is missing, damaged or shorter than its sidecar says.
-    sgdm_utils.signals.quality.ChannelError
+    sgdm_utils.errors.ChannelError
         A NaN or flat channel.
     """
     root = Path(root)
@@ -230,3 +237,241 @@ def _open(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
             f"{path} cannot be read ({type(error).__name__}: {error}). Are the files that belong to "
             "it (.eeg, .vmrk) beside it, and whole? Download the recording again"
         ) from error
+
+
+BIDS_COLUMNS = ("onset", "sample", "value", "trial_type", "tot_img_number", "category_name")
+SHOWN, DROPPED = "image", ("target", "rest_marker")
+
+
+def trigger_codes(number: int, partition: str) -> tuple[int, ...]:
+    """Markers that the recording may carry for a picture.
+
+    Training: the first two digits of the number (11742 -> 11). Test: the number itself, which the
+    BIDS conversion has, or its first two digits.
+    """
+    first = int(str(number)[:2])
+    return (first,) if partition == "train" else (number, first)
+
+
+def bids_events(
+    row: Mapping[str, Any], root: Path, raw: mne.io.BaseRaw, image_set: pd.DataFrame
+) -> tuple[pd.DataFrame, int]:
+    """Read the picture events of one BIDS run.
+
+    Parameters
+    ----------
+    row : mapping with `path` and `task` ("train", "test")
+    root : Path
+    raw : mne.io.BaseRaw, its rate and length
+    image_set : DataFrame of `sgdm_utils.datasets.things_eeg2.images.load_image_set`
+
+    Returns
+    -------
+    DataFrame with `number`, `image_id`, `concept`, `stim_file`, `partition`, `sample`, `onset_s`,
+    in time order
+    int, how many targets were left out
+
+    Raises
+    ------
+    DatasetError
+        A missing file or column, an unknown kind of event, onsets that contradict the samples or lie
+        outside, doubled events, a marker or a name that does not belong to the picture. The message
+        names the line.
+    """
+    path = root / row["path"]
+    sidecar = path.with_name(path.stem.removesuffix("_eeg") + "_events.tsv")
+    if not sidecar.is_file():
+        raise DatasetError(f"{sidecar} is missing: nothing says when which picture was shown")
+    table, partition = read_tsv(sidecar), row["task"]
+    missing = [c for c in BIDS_COLUMNS if c not in table]
+    if missing:
+        raise DatasetError(
+            f"{sidecar}: no column {missing[0]!r}; there is {', '.join(table)}. Is it the event "
+            "table of the BIDS conversion?"
+        )
+
+    def refuse(wrong: pd.Series, what: Callable[[int], str]) -> None:
+        if wrong.any():
+            i = wrong.index[wrong.to_numpy()][0]  # line 1 is the header
+            raise DatasetError(
+                f"{sidecar}, line {i + 2} (of {int(wrong.sum())} such lines): {what(i)}"
+            )
+
+    kind = table["trial_type"]
+    refuse(~kind.isin([SHOWN, *DROPPED]), lambda i: f"trial_type {kind[i]!r} is unknown")
+    table = table[kind != "rest_marker"]
+    onset = pd.to_numeric(table["onset"], errors="coerce")
+    sample = (onset * raw.info["sfreq"]).round()
+    stated = pd.to_numeric(table["sample"], errors="coerce")
+    refuse(
+        ~((sample - stated).abs() <= 1),
+        lambda i: f"the onset {table['onset'][i]!r} s is not the sample {table['sample'][i]!r} at "
+        f"{raw.info['sfreq']:g} Hz",
+    )  # fmt: skip
+    refuse(
+        (sample < 0) | (sample >= raw.n_times),
+        lambda i: (
+            f"the event lies outside the recording (0 to {raw.times[-1]:.3f} s). Was the "
+            "file truncated?"
+        ),
+    )
+    table = table.assign(onset=onset, sample=sample.astype(int)).sort_values(
+        "sample", kind="stable"
+    )
+    check_spacing(table["sample"].to_numpy(), raw.info["sfreq"], str(sidecar))
+    shown = table[table["trial_type"] == SHOWN]
+    number = pd.to_numeric(shown["tot_img_number"], errors="coerce")
+    refuse(number.isna(), lambda i: f"no number of the picture ({shown['tot_img_number'][i]!r})")
+    pictures = identify(number.to_numpy(), partition, image_set, str(sidecar), "picture event")
+    value = pd.to_numeric(shown["value"], errors="coerce")
+    agrees = [v in trigger_codes(int(n), partition) for v, n in zip(value, number, strict=True)]
+    refuse(
+        pd.Series(~np.array(agrees, dtype=bool), index=shown.index),
+        lambda i: (
+            f"the marker {shown['value'][i]!r} does not belong to picture {number[i]:g}: "
+            "marker and picture tell different stories"
+        ),
+    )
+    _compare_names(shown["category_name"], pictures, image_set, refuse)
+    pictures = pictures.assign(
+        onset_s=shown["sample"].to_numpy() / raw.info["sfreq"], sample=shown["sample"].to_numpy()
+    )
+    return pictures, len(table) - len(shown)
+
+
+def source_events(
+    row: Mapping[str, Any], root: Path, raw: mne.io.BaseRaw, image_set: pd.DataFrame
+) -> tuple[pd.DataFrame, int]:
+    """Read the picture events of one BrainVision run, paired with its behaviour file.
+
+    Parameters, Returns
+    -------------------
+    As `bids_events`.
+
+    Raises
+    ------
+    DatasetError
+        A missing or damaged file, as many markers as pictures there are not, the first marker that
+        does not belong to its picture, doubled events, an unknown picture.
+    """
+    path, partition = root / row["path"], row["task"]
+    behaviour = path.parent.parent / "beh" / (path.stem.removesuffix("_eeg") + "_beh.mat")
+    log = _read_behaviour(behaviour)
+    if not path.with_suffix(".vmrk").is_file():  # MNE reads the recording without its markers
+        raise DatasetError(
+            f"{path.with_suffix('.vmrk')} is missing: it tells when pictures came on"
+        )
+    marks = list(zip(raw.annotations.onset, raw.annotations.description, strict=True))
+    if marks and marks[0][1].startswith("New Segment"):
+        marks = marks[1:]
+    if len(marks) != len(log):
+        raise DatasetError(
+            f"{path.with_suffix('.vmrk')} has {len(marks)} markers, {behaviour} has {len(log)} "
+            "pictures: they cannot be paired. Was the recording truncated, or does the behaviour "
+            "file belong to another run?"
+        )
+    sample = np.array([round(t * raw.info["sfreq"]) for t, _ in marks], dtype=np.int64)
+    code = np.array([_code(text, path) for _, text in marks])
+    check_spacing(sample, raw.info["sfreq"], str(path.with_suffix(".vmrk")))
+    number = log["tot_img_number"].to_numpy()
+    written = log["trigger_1"].to_numpy() if "trigger_1" in log else np.full(len(log), -1)
+    for i, (c, n, w) in enumerate(zip(code, number, written, strict=True)):
+        # a target has a number of its own, which no picture of the run has
+        wrong = c in _codes_of(partition) if n == 0 else c not in trigger_codes(n, partition)
+        if wrong or (w >= 0 and c != w):
+            expected = "target" if n == 0 else f"picture {n}"
+            extra = f", trigger_1 {w}" if w >= 0 else ""
+            raise DatasetError(
+                f"{path.with_suffix('.vmrk')}: marker {i + 1} is {c}, but row {i + 1} of "
+                f"{behaviour.name} is {expected}{extra}: the two files do not belong together, or "
+                "one has an event too many before this"
+            )
+    kept = number != 0
+    pictures = identify(number[kept], partition, image_set, str(behaviour), "picture event")
+    if "category_name" in log:
+        names = log["category_name"][kept].reset_index(drop=True)
+
+        def refuse(wrong: pd.Series, what: Callable[[int], str]) -> None:
+            if wrong.any():
+                i = int(np.flatnonzero(wrong)[0])
+                at = np.flatnonzero(kept)[i] + 1
+                raise DatasetError(f"{behaviour}, row {at}: {what(i)}")
+
+        _compare_names(names, pictures, image_set, refuse)
+    pictures = pictures.assign(onset_s=sample[kept] / raw.info["sfreq"], sample=sample[kept])
+    return pictures, int((~kept).sum())
+
+
+def _read_behaviour(path: Path) -> pd.DataFrame:
+    """The rows of `data.images`: one for each picture, in the order of showing."""
+    if not path.is_file():
+        raise DatasetError(
+            f"{path} is missing: the markers of the recording are ambiguous, only the behaviour "
+            "file tells which picture was shown"
+        )
+    try:
+        content = scipy.io.loadmat(path, squeeze_me=True)
+    except Exception as error:  # scipy raises whatever a damaged file leads it to
+        raise DatasetError(
+            f"{path} cannot be read as a MATLAB file ({type(error).__name__}: {error}). Download "
+            "it again"
+        ) from error
+    try:
+        images = np.atleast_1d(content["data"]["images"].item())
+        fields = images.dtype.names
+        numbers = images["tot_img_number"]
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        there = ", ".join(k for k in content if not k.startswith("__"))
+        raise DatasetError(
+            f"{path}: no data.images with the field tot_img_number; there is {there or 'nothing'}. "
+            "Is it the behaviour file of this experiment?"
+        ) from error
+    table = {"tot_img_number": [_whole(x, path) for x in numbers]}
+    if "trigger_1" in fields:
+        table["trigger_1"] = [_whole(x, path) for x in images["trigger_1"]]
+    if "category_name" in fields:
+        table["category_name"] = [str(x) if np.size(x) else "" for x in images["category_name"]]
+    return pd.DataFrame(table)
+
+
+def _whole(value: Any, path: Path) -> int:
+    number = float(value) if np.size(value) == 1 else np.nan
+    if number % 1 != 0:  # NaN too
+        raise DatasetError(f"{path}: {value!r} in data.images is no whole number")
+    return int(number)
+
+
+def _code(text: str, path: Path) -> int:
+    match = re.fullmatch(r"Stimulus/S\s*(\d+)", text)
+    if match is None:
+        raise DatasetError(
+            f"{path.with_suffix('.vmrk')}: marker {text!r} is no stimulus; markers and pictures are "
+            "paired one by one, so nothing else may stand between them"
+        )
+    return int(match.group(1))
+
+
+def _codes_of(partition: str) -> range:
+    """All markers that pictures of a partition can have."""
+    return range(1, 100) if partition == "train" else range(1, 201)
+
+
+def _compare_names(
+    names: pd.Series,
+    pictures: pd.DataFrame,
+    image_set: pd.DataFrame,
+    refuse: Callable[[pd.Series, Callable[[int], str]], None],
+) -> None:
+    """The recording's name of the concept against the folder of the picture."""
+    folder = pictures["image_id"].map(image_set.set_index("image_id")["folder"])
+    folder.index = names.index
+    known = names.notna() & (names != "")
+    words, expected = names[known].astype(str).map(word_of), folder[known].map(word_of)
+    refuse(
+        words != expected,
+        lambda i: (
+            f"the picture is called {names[i]!r} there, and number "
+            f"{pictures['number'].iloc[names.index.get_loc(i)]} of the image set is {folder[i]!r}. Is "
+            "it the image set of this data set, in its order?"
+        ),
+    )

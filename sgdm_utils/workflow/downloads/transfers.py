@@ -20,7 +20,7 @@ import pooch
 import requests
 from tqdm.auto import tqdm
 
-from sgdm_utils.datasets.bids import DatasetError
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.atomic import atomic_file, digest_file
 from sgdm_utils.workflow.downloads.catalogue import RemoteFile, readable
 

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from fake_seeds import IDS, LEVELS, STUDY, SUBJECTS, write_seed
 
-from sgdm_utils.experiments import seed_comparisons, seeds
-from sgdm_utils.experiments.seeds import SeedsDifferError, SeedsMissingError
+from sgdm_utils.experiments import training_seeds
+from sgdm_utils.experiments.training_seeds import SeedsDifferError, SeedsMissingError
 from sgdm_utils.experiments.variance import standard_error_of_mean, variance_components
-from sgdm_utils.metrics import pixels, tables
+from sgdm_utils.metrics import tables
+from sgdm_utils.metrics.structure import iou
 from sgdm_utils.workflow import artifacts, config, paths
 
 SHIFTS = (-0.03, 0.0, 0.03)  # what the seeds do in the fixture
@@ -83,15 +84,15 @@ def test_overlap_of_the_maps_is_that_of_each_picture_with_its_own_silhouette(thr
     silhouettes = dict(zip(IDS[::-1], np.load(data / "silhouettes.npy"), strict=True))
     for s, i in ((0, 0), (1, 5), (2, 11)):
         mask = maps[s * len(IDS) + i]
-        own = pixels.iou(mask[None], silhouettes[IDS[i]][None] > 0)[0]
+        own = iou(mask[None], silhouettes[IDS[i]][None] > 0)[0]
         assert found["eeg", SUBJECTS[s], IDS[i]] == own
         other = IDS[(i - len(IDS) // 2) % len(IDS)]
-        false = pixels.iou(mask[None], silhouettes[other][None] > 0)[0]
+        false = iou(mask[None], silhouettes[other][None] > 0)[0]
         assert found["shuffled_eeg", SUBJECTS[s], other] == false
 
 
 def test_seeds_are_those_of_the_configuration_or_those_given(study):
-    declared = config.load(STUDY)
+    declared = config.load_study(STUDY)
     assert declared.seeds == (0,) and declared.extra_seeds == (1, 2)
     assert seeds.wanted_seeds(STUDY) == (0,), "an extra seed that nobody asked for"
     write_seed(2)
@@ -127,7 +128,7 @@ def test_missing_seeds_are_named_with_the_commands_that_make_them(study):
     # the commands refuse seeds that the study does not declare, so that comes first
     assert "add 7 to extra_seeds in config/demo.yaml" in said
     with pytest.raises(config.ConfigError, match="--seed 7 is not part of study"):
-        config.step(config.load(STUDY), "06_evaluation", seed=7)
+        config.step(config.load_study(STUDY), "06_evaluation", seed=7)
 
 
 def test_no_seed_at_all_and_no_configuration(study):
@@ -191,7 +192,7 @@ def simulated(effects: dict[int, float], noise: float = 0.05, n: int = 20) -> pd
 def test_it_counts_on_how_many_seeds_a_comparison_is_shown():
     scores = simulated({0: 0.2, 1: 0.2, 2: 0.0})
     rng = np.random.default_rng(0)
-    found = seed_comparisons.compare_by_seed(
+    found = seeds.compare_by_seed(
         scores, [("eeg > shuffled_eeg", "ssim"), ("shuffled_eeg > eeg", "ssim")], rng, 2000, 500
     )
     forward = found[found["comparison"] == "eeg > shuffled_eeg"].set_index("seed")
@@ -210,9 +211,7 @@ def test_it_counts_on_how_many_seeds_a_comparison_is_shown():
 
 def test_one_seed_has_no_row_of_the_mean():
     family = [("eeg > shuffled_eeg", "ssim")]
-    found = seed_comparisons.compare_by_seed(
-        simulated({5: 0.1}), family, np.random.default_rng(0), 500, 200
-    )
+    found = seeds.compare_by_seed(simulated({5: 0.1}), family, np.random.default_rng(0), 500, 200)
     assert found["seed"].tolist() == [5]
 
 
@@ -225,7 +224,7 @@ def test_the_family_is_the_one_that_notebook_06_builds():
     for names in (fake_seeds.METRICS, fake_seeds.METRICS[:3] + fake_seeds.METRICS[4:]):
         space = default | {"two_way": fake_seeds.METRICS[2], "metric_names": list(names)}
         exec("\n".join(lines), space)
-        found = seed_comparisons.declared_family(default, fake_seeds.METRICS[2], names)
+        found = seeds.declared_family(default, fake_seeds.METRICS[2], names)
         assert found == space["family"] and len(found) > 8
 
 
@@ -236,17 +235,17 @@ def test_what_a_factor_moves_is_the_spread_of_its_level_means():
         [range(n) for n in table.shape], names=["seed", "subject", "item"]
     )
     scores = pd.Series(table.ravel(), index=index, name="ssim").reset_index()
-    moved, low, high = seed_comparisons.moved_by(scores, "ssim", "seed", levels=1)
+    moved, low, high = seeds.moved_by(scores, "ssim", "seed", levels=1)
     assert moved == pytest.approx(3.0)
     # two degrees of freedom: chi-square quantiles 0.0506 and 7.378
     assert low == pytest.approx(3.0 * math.sqrt(2 / 7.378), rel=1e-3)
     assert high == pytest.approx(3.0 * math.sqrt(2 / 0.05064), rel=1e-3)
-    assert seed_comparisons.moved_by(scores, "ssim", "seed")[0] == pytest.approx(3 / math.sqrt(3))
-    assert seed_comparisons.moved_by(scores, "ssim", "subject")[0] == pytest.approx(1.0)
+    assert seeds.moved_by(scores, "ssim", "seed")[0] == pytest.approx(3 / math.sqrt(3))
+    assert seeds.moved_by(scores, "ssim", "subject")[0] == pytest.approx(1.0)
     item = np.std([0, 1, 2, 3], ddof=1) / 2
-    assert seed_comparisons.moved_by(scores, "ssim", "item")[0] == pytest.approx(item)
+    assert seeds.moved_by(scores, "ssim", "item")[0] == pytest.approx(item)
     one = scores[scores["seed"] == 1]
-    assert all(math.isnan(x) for x in seed_comparisons.moved_by(one, "ssim", "seed"))
+    assert all(math.isnan(x) for x in seeds.moved_by(one, "ssim", "seed"))
 
 
 def test_movements_and_components_agree_where_nothing_interacts():
@@ -260,10 +259,10 @@ def test_movements_and_components_agree_where_nothing_interacts():
     )
     scores = pd.Series(table.ravel(), index=index, name="ssim").reset_index()
     rows = variance_components(scores, "ssim", rng, n_resamples=100)
-    moved = seed_comparisons.moved_by(scores, "ssim", "seed", levels=1)[0]
+    moved = seeds.moved_by(scores, "ssim", "seed", levels=1)[0]
     assert moved**2 == pytest.approx(rows.set_index("component").loc["seed", "variance"])
     total = standard_error_of_mean(rows, seed=1, subject=5, item=30)
-    parts = [seed_comparisons.moved_by(scores, "ssim", f)[0] for f in ("subject", "item")]
+    parts = [seeds.moved_by(scores, "ssim", f)[0] for f in ("subject", "item")]
     assert total**2 == pytest.approx(moved**2 + sum(p**2 for p in parts))
 
 
