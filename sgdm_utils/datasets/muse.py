@@ -1,6 +1,6 @@
 """Convert recordings of the Muse headband (CSV files of muse-lsl or eeg-notebooks) to BIDS.
 
-    python -m sgdm_utils.datasets.muse SOURCE_DIR DEST_NAME [--subject 01] [--session 01] [--task n170] ...
+    python -m sgdm_utils convert-muse SOURCE_DIR DEST_NAME [--subject 01] [--session 01] [--task n170] ...
 
 Each CSV file is one run: `timestamps` in seconds, one column per electrode in microvolts, an
 optional `Right AUX`, and a marker column with 0, or the number of the event at the sample where it
@@ -298,7 +298,7 @@ def _event(text: str) -> tuple[str, int]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m sgdm_utils.datasets.muse", description=__doc__.split("\n")[0]
+        prog="python -m sgdm_utils convert-muse", description=__doc__.split("\n")[0]
     )
     parser.add_argument("source", type=Path, help="folder with the CSV files of one session")
     parser.add_argument("name", help="name of the data set, written to data/raw/NAME")

@@ -1,0 +1,5 @@
+"""From conditions to a picture: autoencoder, networks, guidance, the pipeline."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Scores of pictures and of retrieval, how certain they are, tables and audits."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

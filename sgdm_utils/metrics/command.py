@@ -1,6 +1,6 @@
 """The command that scores a folder of reconstructions against a folder of targets.
 
-    python -m sgdm_utils.metrics.pixels RECONSTRUCTIONS TARGETS --out scores.csv --weights FOLDER
+    python -m sgdm_utils score RECONSTRUCTIONS TARGETS --out scores.csv --weights FOLDER
 
 Exit codes: 0 the table is whole (rows without weights say so), 1 the input was refused, 2 the command
 was misspelt, 3 with --strict when a row holds no number.
@@ -79,7 +79,7 @@ def format_table(table: pd.DataFrame) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m sgdm_utils.metrics.pixels",
+        prog="python -m sgdm_utils score",
         description="Score a folder of reconstructions against a folder of targets.",
         epilog="Pictures belong together by name: TARGETS/cat.png and PRED/cat.png, or PRED/cat_0.png,"
         " PRED/cat_1.png, ... or PRED/cat/*.png for several samples. Nothing is downloaded.",

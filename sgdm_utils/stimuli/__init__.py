@@ -1,0 +1,5 @@
+"""Pictures, drawn or read, and what is known of their structure."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -347,7 +347,7 @@ def _command(place: Mapping[str, Any]) -> str:
     notebook = place.get("notebook") or (known.notebook if known else None)
     if notebook is None:
         return f"run the notebook that writes stage {place['stage']!r}"
-    command = f"python -m sgdm_utils.workflow.run {notebook} --study {place['study']}"
+    command = f"python -m sgdm_utils run {notebook} --study {place['study']}"
     if place["who"] != paths.JOINT:
         command += f" --subject {place['who']}"
     if place["seed"] is not None:

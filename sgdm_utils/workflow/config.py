@@ -102,7 +102,7 @@ class Step:
     @property
     def command(self) -> str:
         """Command that runs it alone."""
-        parts = ["python -m sgdm_utils.workflow.run", self.notebook, "--study", self.study]
+        parts = ["python -m sgdm_utils run", self.notebook, "--study", self.study]
         parts += [] if self.subject is None else ["--subject", self.subject]
         parts += [] if self.seed is None else ["--seed", str(self.seed)]
         return " ".join(parts)

@@ -1,6 +1,6 @@
 """Run one notebook of a study.
 
-``python -m sgdm_utils.workflow.run 01_preprocessing --study demo --subject sub-01``
+``python -m sgdm_utils run 01_preprocessing --study demo --subject sub-01``
 
 The notebook's parameters come from ``config/<study>.yaml``; the executed copy, also of a run that
 failed, is kept in ``reports/<study>/executed``. ``--list`` shows what a study consists of.
@@ -118,7 +118,7 @@ def execute(config: StudyConfig, step: Step) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sgdm_utils.workflow.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sgdm_utils run", description=__doc__)
     parser.add_argument("notebook", nargs="?", help="stem of a notebook, e.g. 01_preprocessing")
     parser.add_argument("--study", default="demo", help="a file in config/ (default: demo)")
     parser.add_argument("--subject", help="for notebooks that run once per subject, e.g. sub-01")

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 from fake_seeds import IDS, LEVELS, STUDY, SUBJECTS, write_seed
 
-from sgdm_utils.experiments import training_seeds
 from sgdm_utils.experiments.training_seeds import SeedsDifferError, SeedsMissingError
 from sgdm_utils.experiments.variance import standard_error_of_mean, variance_components
 from sgdm_utils.metrics import tables
@@ -114,7 +113,7 @@ def test_missing_seeds_are_named_with_the_commands_that_make_them(study):
     said = str(caught.value)
     assert "of the seeds 0, 1, 7, there are no complete results of 1, 7" in said
     commands = [line.strip() for line in said.splitlines() if "sgdm_utils.workflow.run" in line]
-    run = "python -m sgdm_utils.workflow.run"
+    run = "python -m sgdm_utils run"
     assert commands[:2] == [
         f"{run} 05_diffusion_training --study demo --seed 1",
         f"{run} 06_evaluation --study demo --seed 1",

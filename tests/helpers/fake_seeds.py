@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.experiments import training_seeds
 from sgdm_utils.metrics import tables
 from sgdm_utils.workflow import artifacts
 

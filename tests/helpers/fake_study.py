@@ -153,8 +153,8 @@ class FakeProject:
         )
 
     def run(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-        """Run ``python -m sgdm_utils.workflow.run``."""
-        return self.python("-m", "sgdm_utils.workflow.run", *arguments, cwd=cwd)
+        """Run ``python -m sgdm_utils run``."""
+        return self.python("-m", "sgdm_utils", "run", *arguments, cwd=cwd)
 
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
         """Run the workflow of the study demo, as `make demo` does."""

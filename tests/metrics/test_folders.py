@@ -358,7 +358,7 @@ def test_weights_that_come_later_are_used(folders, counted):
 
 def test_the_command(folders):
     done = subprocess.run(
-        [sys.executable, "-m", "sgdm_utils.metrics.pixels", folders / "numbered", folders / "target",
+        [sys.executable, "-m", "sgdm_utils", "score", folders / "numbered", folders / "target",
          "--out", folders / "out" / "scores.csv", "--metrics", "ssim", "mse", "lpips_alex",
          "--model", "theirs"],
         cwd=paths.project_root(), capture_output=True, text=True,

@@ -93,7 +93,7 @@ def test_notes_may_be_filled_while_writing(study):
 def test_a_missing_artifact_names_the_notebook_and_the_command(study):
     with pytest.raises(artifacts.MissingArtifactError) as caught:
         read("encoder", seed=2)
-    command = "python -m sgdm_utils.workflow.run 03_contrastive_alignment --study trial --seed 2"
+    command = "python -m sgdm_utils run 03_contrastive_alignment --study trial --seed 2"
     assert command in str(caught.value)
     with pytest.raises(artifacts.MissingArtifactError, match="01_preprocessing.*--subject sub-01"):
         read("preprocessing", "sub-01")

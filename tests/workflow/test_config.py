@@ -71,7 +71,7 @@ def test_the_plan_is_every_notebook_for_every_subject_and_seed_in_order(project)
         *((f"0{n}", None, 3) for n in range(2, 8)),
     ]
     assert steps[1].command == (
-        "python -m sgdm_utils.workflow.run 01_preprocessing --study mine --subject sub-01"
+        "python -m sgdm_utils run 01_preprocessing --study mine --subject sub-01"
     )
     assert steps[-1].artifact == paths.stage_dir("mine", "joint", "report", 3)
     assert steps[-1].executed.name == "joint_seed-3_07_figures.ipynb"

@@ -558,7 +558,7 @@ def test_a_refused_connection_gives_the_manual_route(tmp_study):
     assert "refused" in said and "in 3 attempts" in said
     assert "1. Read the page." in said  # the entry's own steps come first
     assert url in said and "raw/test_set/sub-01/file.bin (300 kB, sha256:" in said
-    assert "python -m sgdm_utils.workflow.downloads.fetch fetch test_set --accept CC-BY-4.0" in said
+    assert "python -m sgdm_utils fetch test_set --accept CC-BY-4.0" in said
     assert isinstance(caught.value, DatasetError)
 
 

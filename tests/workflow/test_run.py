@@ -84,7 +84,7 @@ def test_a_long_cell_is_heard_of_in_a_log(project, monkeypatch):
 def test_on_a_terminal_one_line_rewrites_itself(project):
     parent, child = pty.openpty()
     subprocess.run(
-        [sys.executable, "-m", "sgdm_utils.workflow.run", "00_data"],
+        [sys.executable, "-m", "sgdm_utils", "run", "00_data"],
         cwd=project.root,
         env=project.environment() | {"COLUMNS": "60"},
         stderr=child,
@@ -115,7 +115,7 @@ def test_a_failing_cell_gives_its_own_message_the_place_and_the_copy(project):
     assert done.returncode == 1
     assert "failed in cell In [2] of section 'Reading'" in done.stderr
     assert "MissingArtifactError: 'data' of joint in study 'demo' is not there" in done.stderr
-    assert "python -m sgdm_utils.workflow.run 00_data --study demo" in done.stderr
+    assert "python -m sgdm_utils run 00_data --study demo" in done.stderr
     assert "Traceback (most recent call last)" not in done.stderr and "\x1b" not in done.stderr
     copy = re.search(r"Executed copy: (\S+)", done.stderr).group(1)
     book = nbformat.read(project.root / copy, as_version=4)
@@ -180,16 +180,13 @@ def test_the_plan_is_listed(project):
     project.write_config(seeds="[0, 1]")
     lines = project.run("--list").stdout.splitlines()
     assert len(lines) == 1 + 2 + 2 * 6
-    assert (
-        lines[2]
-        == "python -m sgdm_utils.workflow.run 01_preprocessing --study demo --subject sub-02"
-    )
+    assert lines[2] == "python -m sgdm_utils run 01_preprocessing --study demo --subject sub-02"
 
 
 def test_termination_ends_the_kernel_too(project):
     project.edit_notebook("00_data", "values =", "import time; time.sleep(60)\nvalues =")
     process = subprocess.Popen(
-        [sys.executable, "-m", "sgdm_utils.workflow.run", "00_data"],
+        [sys.executable, "-m", "sgdm_utils", "run", "00_data"],
         cwd=project.root,
         env=project.environment(),
         stderr=subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""Alljoined-1.6M: EDF blocks and flat epochs."""

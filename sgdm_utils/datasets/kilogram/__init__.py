@@ -1,0 +1,1 @@
+"""Tangrams of KiloGram with EEG: recordings, figures, pictures."""

@@ -1,0 +1,1 @@
+"""THINGS-EEG2 in every form in which it is distributed."""

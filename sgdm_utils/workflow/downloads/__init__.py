@@ -1,0 +1,1 @@
+"""Data sets and weights: the catalogue, fetching with checksums, resuming."""

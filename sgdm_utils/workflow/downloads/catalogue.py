@@ -327,7 +327,7 @@ def manual_route(entry: Entry, folder: Path, files: Iterable[RemoteFile]) -> str
             accept += f" --destination {shown}"
         steps += [
             "Continue with this command, which checks what is there and fetches only what is "
-            f"missing:\n     python -m sgdm_utils.workflow.downloads.fetch fetch {entry.name}{accept}"
+            f"missing:\n     python -m sgdm_utils fetch {entry.name}{accept}"
         ]
     else:
         steps += [f"Put the files below {shown}/; nothing else has to be told about them"]

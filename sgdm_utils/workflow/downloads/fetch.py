@@ -253,10 +253,17 @@ def _quiet_pooch() -> Iterator[None]:
 # ------------------------------------------------------------------ command line
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _with_command(arguments: Sequence[str] | None) -> list[str]:
+    """``fetch NAME`` means ``fetch fetch NAME``; list and show are asked for by name."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    known = ("list", "show", "fetch", "-h", "--help")
+    return given if not given or given[0] in known else ["fetch", *given]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, 1 (failed), 3 (licence not accepted) or 130 (interrupted)."""
     parser = argparse.ArgumentParser(
-        prog="python -m sgdm_utils.workflow.downloads.fetch", description=__doc__.split("\n")[0]
+        prog="python -m sgdm_utils fetch", description=__doc__.split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="names, sizes and licences")
@@ -268,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
     get.add_argument("--files", nargs="+", metavar="PATTERN", help='e.g. "sub-01/*"')
     get.add_argument("--destination", type=Path, help="folder, below data/raw by default")
     get.add_argument("--unpack", action="store_true", help="unpack archives beside themselves")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(_with_command(arguments))
     try:
         if given.command == "list":
             print(listing(load_catalogue()))
