@@ -1,0 +1,32 @@
+from .calibration import expected_calibration_error, fit_temperature
+from .clip import (
+    clip_features,
+    clip_pixels,
+    create_clip,
+    image_features,
+    load_clip,
+    save_clip,
+    text_features,
+    tiny_clip_config,
+    tokenizer_for,
+)
+from .encoders import SGDMEncoder, SpatialAttention
+from .features import load_features, save_features
+from .latent_targets import (
+    LatentHead,
+    LatentReader,
+    load_vae,
+    patch_latents,
+    principal_targets,
+    vae_latents,
+)
+from .structure import (
+    N_PARTS,
+    StructureVAE,
+    part_iou,
+    part_loss,
+    part_map,
+    relation_loss,
+    relation_matrix,
+)
+from .training import cosine_schedule, embed, keep_electrodes, training_dtype

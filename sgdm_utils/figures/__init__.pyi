@@ -1,0 +1,33 @@
+from . import page
+from .panels import (
+    COLOURS,
+    STAGE_COLOURS,
+    brain_stages,
+    ceiling_maps,
+    draw_chance,
+    evoked,
+    ica_components,
+    learning_curves,
+    paired_bars,
+    picture_grid,
+    picture_rows,
+    raw_excerpt,
+    retrieval_bars,
+    scalp_images,
+    show_picture,
+    similarity,
+    spectra,
+    structure_grid,
+    use_style,
+)
+from .results import (
+    CONDITIONS,
+    SHORT,
+    condition_dots,
+    metric_label,
+    mosaic,
+    nearest_training,
+    reliability_and_maps,
+    runtime_bars,
+    subject_dots,
+)

@@ -1,0 +1,9 @@
+from .autoencoder import PictureVAE
+from .checkpoints import TrainingState
+from .conditioning import ConditionEmbedder, doubtful_category, fold_maps, shrink, trust
+from .decoder import EEGDecoder
+from .guide import LatentClassifier, category_direction, guided_velocity
+from .networks import make_controlnet, make_unet, predict, resolutions, velocity
+from .pipeline import SGDMPipeline, write_model_card
+from .pretrained.generator import PretrainedGenerator
+from .store import PictureStore

@@ -1,0 +1,11 @@
+from .epoching import choose_repetitions, cut_epochs
+from .files import Averages, TrialFile
+from .load import AveragingSampler, load_trials
+from .quality import (
+    average_repetitions,
+    find_bad_channels,
+    repetition_groups,
+    split_half_reliability,
+)
+from .whitening import noise_covariance, session_whitener
+from .writing import TrialWriter

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from fake_seeds import IDS, LEVELS, STUDY, SUBJECTS, write_seed
 
+from sgdm_utils.experiments import training_seeds
 from sgdm_utils.experiments.training_seeds import SeedsDifferError, SeedsMissingError
 from sgdm_utils.experiments.variance import standard_error_of_mean, variance_components
 from sgdm_utils.metrics import tables
@@ -42,10 +43,10 @@ def three(study):
 
 
 def test_all_seeds_are_read_into_one_table(three):
-    runs = seeds.read_seeds(STUDY, (0, 1, 2))
+    runs = training_seeds.read_seeds(STUDY, (0, 1, 2))
     n_sets = sum(1 if c in fake_seeds.JOINT else len(SUBJECTS) for c in LEVELS)
     assert len(runs.scores) == 3 * n_sets * len(IDS)
-    assert not runs.scores.duplicated(seeds.KEYS).any()
+    assert not runs.scores.duplicated(training_seeds.KEYS).any()
     assert [a.identity["seed"] for a in runs.artifacts] == [None, 0, 0, 0, 1, 1, 1, 2, 2, 2]
     stored = pd.read_parquet(fake_seeds.read("reconstructions", 1) / "scores.parquet")
     here = runs.scores.query("seed == 1 and condition == 'eeg'").set_index(["subject", "image_id"])
@@ -63,12 +64,12 @@ def test_hits_are_those_of_a_literal_look_up():
         for rank, neighbour in enumerate(order, start=1):
             rows.append(("sub-01", query, neighbour, rank))
     neighbours = pd.DataFrame(rows, columns=["subject", "image_id", "neighbour", "rank"])
-    hits = seeds.retrieval_hits(neighbours, ["a", "b", "c", "d"])
+    hits = training_seeds.retrieval_hits(neighbours, ["a", "b", "c", "d"])
     hits = hits.set_index(["condition", "image_id"])["top1"]
     assert hits["eeg"].to_dict() == {"a": 1.0, "b": 0.0, "c": 0.0, "d": 1.0}
     # half the gallery further: picture a is asked with the EEG of c, b with d, c with a, d with b
     assert hits["shuffled_eeg"].to_dict() == {"a": 0.0, "b": 0.0, "c": 0.0, "d": 0.0}
-    last = seeds.retrieval_hits(neighbours, ["d", "a", "c", "b"]).set_index(
+    last = training_seeds.retrieval_hits(neighbours, ["d", "a", "c", "b"]).set_index(
         ["condition", "image_id"]
     )["top1"]  # now d is asked with c, whose first neighbour d is, and a with b, which says a
     assert last["shuffled_eeg"].to_dict() == {"d": 1.0, "a": 1.0, "c": 0.0, "b": 0.0}
@@ -76,9 +77,9 @@ def test_hits_are_those_of_a_literal_look_up():
 
 def test_overlap_of_the_maps_is_that_of_each_picture_with_its_own_silhouette(three):
     data, structure = fake_seeds.read("data"), fake_seeds.read("structure", 2)
-    found = seeds.map_overlap(structure, data, IDS).set_index(["condition", "subject", "image_id"])[
-        "map_iou"
-    ]
+    found = training_seeds.map_overlap(structure, data, IDS).set_index(
+        ["condition", "subject", "image_id"]
+    )["map_iou"]
     maps = np.load(structure / "maps_test.npy")[:, 0] >= 0.5
     silhouettes = dict(zip(IDS[::-1], np.load(data / "silhouettes.npy"), strict=True))
     for s, i in ((0, 0), (1, 5), (2, 11)):
@@ -93,13 +94,13 @@ def test_overlap_of_the_maps_is_that_of_each_picture_with_its_own_silhouette(thr
 def test_seeds_are_those_of_the_configuration_or_those_given(study):
     declared = config.load_study(STUDY)
     assert declared.seeds == (0,) and declared.extra_seeds == (1, 2)
-    assert seeds.wanted_seeds(STUDY) == (0,), "an extra seed that nobody asked for"
+    assert training_seeds.wanted_seeds(STUDY) == (0,), "an extra seed that nobody asked for"
     write_seed(2)
-    assert seeds.wanted_seeds(STUDY) == (0, 2)
-    assert seeds.wanted_seeds("no configuration is needed", [2, 0]) == (0, 2)
+    assert training_seeds.wanted_seeds(STUDY) == (0, 2)
+    assert training_seeds.wanted_seeds("no configuration is needed", [2, 0]) == (0, 2)
     for wrong in ([1, 1], [0, -1]):
         with pytest.raises(ValueError, match="give each seed once, none negative"):
-            seeds.wanted_seeds(STUDY, wrong)
+            training_seeds.wanted_seeds(STUDY, wrong)
 
 
 # --- what is missing or does not fit
@@ -109,7 +110,7 @@ def test_missing_seeds_are_named_with_the_commands_that_make_them(study):
     write_seed(0)
     write_seed(1, skip=("pipeline",))
     with pytest.raises(SeedsMissingError) as caught:
-        seeds.read_seeds(STUDY, (0, 1, 7))
+        training_seeds.read_seeds(STUDY, (0, 1, 7))
     said = str(caught.value)
     assert "of the seeds 0, 1, 7, there are no complete results of 1, 7" in said
     commands = [line.strip() for line in said.splitlines() if "sgdm_utils.workflow.run" in line]
@@ -132,7 +133,7 @@ def test_missing_seeds_are_named_with_the_commands_that_make_them(study):
 
 def test_no_seed_at_all_and_no_configuration(study):
     with pytest.raises(SeedsMissingError, match="no complete results of 3") as caught:
-        seeds.read_seeds("elsewhere", (3,))
+        training_seeds.read_seeds("elsewhere", (3,))
     assert "To go on without" not in str(caught.value) and "instead of" not in str(caught.value)
 
 
@@ -140,7 +141,7 @@ def test_a_copy_under_another_seed_is_noticed(study):
     for seed in (0, 1, 2):
         write_seed(seed, draw=min(seed, 1))
     with pytest.raises(SeedsDifferError, match="seeds 1 and 2 have the same scores"):
-        seeds.read_seeds(STUDY, (0, 1, 2))
+        training_seeds.read_seeds(STUDY, (0, 1, 2))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_seeds_with_other_pictures_or_conditions_are_refused(study, changes, mes
     write_seed(0)
     write_seed(1, **changes)
     with pytest.raises(SeedsDifferError, match=message):
-        seeds.read_seeds(STUDY, (0, 1))
+        training_seeds.read_seeds(STUDY, (0, 1))
 
 
 def test_seeds_with_other_metrics_are_refused(study, monkeypatch):
@@ -162,14 +163,14 @@ def test_seeds_with_other_metrics_are_refused(study, monkeypatch):
     monkeypatch.setattr(fake_seeds, "METRICS", (*fake_seeds.METRICS[:4], "lpips_alex"))
     write_seed(1)
     with pytest.raises(SeedsDifferError, match="different metrics: lpips_alex, silhouette_iou"):
-        seeds.read_seeds(STUDY, (0, 1))
+        training_seeds.read_seeds(STUDY, (0, 1))
 
 
 def test_seeds_that_were_run_with_other_settings_are_refused(study):
     write_seed(0)
     write_seed(1, settings={"num_inference_steps": 5})
     with pytest.raises(artifacts.ParameterConflictError, match="num_inference_steps"):
-        seeds.read_seeds(STUDY, (0, 1))
+        training_seeds.read_seeds(STUDY, (0, 1))
 
 
 # --- comparisons and movements
@@ -191,7 +192,7 @@ def simulated(effects: dict[int, float], noise: float = 0.05, n: int = 20) -> pd
 def test_it_counts_on_how_many_seeds_a_comparison_is_shown():
     scores = simulated({0: 0.2, 1: 0.2, 2: 0.0})
     rng = np.random.default_rng(0)
-    found = seeds.compare_by_seed(
+    found = training_seeds.compare_by_seed(
         scores, [("eeg > shuffled_eeg", "ssim"), ("shuffled_eeg > eeg", "ssim")], rng, 2000, 500
     )
     forward = found[found["comparison"] == "eeg > shuffled_eeg"].set_index("seed")
@@ -210,7 +211,9 @@ def test_it_counts_on_how_many_seeds_a_comparison_is_shown():
 
 def test_one_seed_has_no_row_of_the_mean():
     family = [("eeg > shuffled_eeg", "ssim")]
-    found = seeds.compare_by_seed(simulated({5: 0.1}), family, np.random.default_rng(0), 500, 200)
+    found = training_seeds.compare_by_seed(
+        simulated({5: 0.1}), family, np.random.default_rng(0), 500, 200
+    )
     assert found["seed"].tolist() == [5]
 
 
@@ -223,7 +226,7 @@ def test_the_family_is_the_one_that_notebook_06_builds():
     for names in (fake_seeds.METRICS, fake_seeds.METRICS[:3] + fake_seeds.METRICS[4:]):
         space = default | {"two_way": fake_seeds.METRICS[2], "metric_names": list(names)}
         exec("\n".join(lines), space)
-        found = seeds.declared_family(default, fake_seeds.METRICS[2], names)
+        found = training_seeds.declared_family(default, fake_seeds.METRICS[2], names)
         assert found == space["family"] and len(found) > 8
 
 
@@ -234,17 +237,17 @@ def test_what_a_factor_moves_is_the_spread_of_its_level_means():
         [range(n) for n in table.shape], names=["seed", "subject", "item"]
     )
     scores = pd.Series(table.ravel(), index=index, name="ssim").reset_index()
-    moved, low, high = seeds.moved_by(scores, "ssim", "seed", levels=1)
+    moved, low, high = training_seeds.moved_by(scores, "ssim", "seed", levels=1)
     assert moved == pytest.approx(3.0)
     # two degrees of freedom: chi-square quantiles 0.0506 and 7.378
     assert low == pytest.approx(3.0 * math.sqrt(2 / 7.378), rel=1e-3)
     assert high == pytest.approx(3.0 * math.sqrt(2 / 0.05064), rel=1e-3)
-    assert seeds.moved_by(scores, "ssim", "seed")[0] == pytest.approx(3 / math.sqrt(3))
-    assert seeds.moved_by(scores, "ssim", "subject")[0] == pytest.approx(1.0)
+    assert training_seeds.moved_by(scores, "ssim", "seed")[0] == pytest.approx(3 / math.sqrt(3))
+    assert training_seeds.moved_by(scores, "ssim", "subject")[0] == pytest.approx(1.0)
     item = np.std([0, 1, 2, 3], ddof=1) / 2
-    assert seeds.moved_by(scores, "ssim", "item")[0] == pytest.approx(item)
+    assert training_seeds.moved_by(scores, "ssim", "item")[0] == pytest.approx(item)
     one = scores[scores["seed"] == 1]
-    assert all(math.isnan(x) for x in seeds.moved_by(one, "ssim", "seed"))
+    assert all(math.isnan(x) for x in training_seeds.moved_by(one, "ssim", "seed"))
 
 
 def test_movements_and_components_agree_where_nothing_interacts():
@@ -258,10 +261,10 @@ def test_movements_and_components_agree_where_nothing_interacts():
     )
     scores = pd.Series(table.ravel(), index=index, name="ssim").reset_index()
     rows = variance_components(scores, "ssim", rng, n_resamples=100)
-    moved = seeds.moved_by(scores, "ssim", "seed", levels=1)[0]
+    moved = training_seeds.moved_by(scores, "ssim", "seed", levels=1)[0]
     assert moved**2 == pytest.approx(rows.set_index("component").loc["seed", "variance"])
     total = standard_error_of_mean(rows, seed=1, subject=5, item=30)
-    parts = [seeds.moved_by(scores, "ssim", f)[0] for f in ("subject", "item")]
+    parts = [training_seeds.moved_by(scores, "ssim", f)[0] for f in ("subject", "item")]
     assert total**2 == pytest.approx(moved**2 + sum(p**2 for p in parts))
 
 
@@ -291,7 +294,7 @@ def run(monkeypatch, capsys):
 
 def test_the_notebook_on_three_seeds(three, run):
     said, space = run(seeds=[0, 1, 2])
-    rows = tables.read_table(paths.report_dir(STUDY) / "tables" / "seeds.csv")
+    rows = tables.read_table(paths.report_dir(STUDY) / "tables" / "training_seeds.csv")
     assert "ONE SEED" not in said and "cannot be separated" not in said
     pixcorr = rows[rows["metric"] == "pixcorr"].set_index(["seed", "condition"])["value"]
     for seed, shift in enumerate(SHIFTS):
@@ -329,7 +332,7 @@ def test_the_notebook_on_one_seed_says_what_it_cannot_know(study, run):
     assert "seed, seed:subject, seed:item, subject:item: cannot be separated: one seed" in said
     assert "another training unknown, there is only one" in said
     assert "seed can be separated: False" in said
-    rows = tables.read_table(paths.report_dir(STUDY) / "tables" / "seeds.csv")
+    rows = tables.read_table(paths.report_dir(STUDY) / "tables" / "training_seeds.csv")
     empty = rows.loc[rows["value"].isna(), "metric"]
     assert "pixcorr, variance of seed (cannot be separated: one seed)" in set(empty)
     assert "pixcorr, moved by another seed (cannot be separated)" in set(empty)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from sgdm_utils.experiments import training_seeds
 from sgdm_utils.metrics import tables
 from sgdm_utils.workflow import artifacts
 
@@ -69,13 +70,13 @@ def write_seed(
         with written(stage, seed, made, parameters, notes) as out:
             (out / "anything.txt").write_text(str(seed))
             if stage == "encoder":
-                hits = seeds.retrieval_hits(neighbours, ids)
+                hits = training_seeds.retrieval_hits(neighbours, ids)
                 _write_means(out / "retrieval.csv", hits, {"top1": "top1"}, seed)
             elif stage == "structure":
                 np.save(out / "maps_test.npy", maps)
                 table.to_parquet(out / "maps_test.parquet")
                 here = artifacts.Artifact(out, {"notes": notes, "files": {}})
-                overlap = seeds.map_overlap(here, made[0], ids)
+                overlap = training_seeds.map_overlap(here, made[0], ids)
                 _write_means(out / "structure.csv", overlap, {"map_iou": "iou"}, seed)
             elif stage == "reconstructions":
                 scores.to_parquet(out / "scores.parquet")
@@ -83,7 +84,7 @@ def write_seed(
         made.append(read(stage, seed))
 
 
-READ = seeds.READ
+READ = training_seeds.READ
 NOTEBOOKS = {
     "data": "00_data", "encoder_pretrained": "02_encoder_pretraining",
     "encoder": "03_contrastive_alignment", "structure": "04_structure_decoding",

@@ -25,11 +25,10 @@ _LATER = 'study: str = "demo"\nseed: int = 0\nrate: float = 0.5  # learning rate
 
 _READ = {
     "00_data": "inputs = []",
-    "01_preprocessing": 'inputs = [provenance.read_artifact(study, "joint", "data")]',
+    "01_preprocessing": 'inputs = [workflow.read_artifact(study, "joint", "data")]',
 }
 _LAST_PAGE = """
-from sgdm_utils import config
-page = config.page_dir(config.load_study(study), seed) / "index.html"
+page = workflow.page_dir(workflow.load_study(study), seed) / "index.html"
 page.parent.mkdir(parents=True, exist_ok=True)
 page.write_text("<h1>done</h1>")"""
 
@@ -42,18 +41,18 @@ def notebook(stage: paths.Stage) -> nbformat.NotebookNode:
     read = _READ.get(stage.notebook)
     if read is None:
         read = (
-            'subjects = provenance.read_artifact(study, "joint", "data").notes["subjects"]\n'
-            'inputs = [provenance.read_artifact(study, s, "preprocessing") for s in subjects]'
+            'subjects = workflow.read_artifact(study, "joint", "data").notes["subjects"]\n'
+            'inputs = [workflow.read_artifact(study, s, "preprocessing") for s in subjects]'
         )
         read += "".join(
-            f'\ninputs.append(provenance.read_artifact(study, "joint", "{s.name}", seed))'
+            f'\ninputs.append(workflow.read_artifact(study, "joint", "{s.name}", seed))'
             for s in map(paths.STAGES.get, stage.reads)
             if s.per_seed
         )
     write = (
         f"values = dict({', '.join(f'{n}={n}' for n in names)})\n"
         'notes = {"subjects": ["sub-01", "sub-02"]}\n'
-        f'with provenance.write_artifact(study, {who}, "{stage.name}", {seed}, inputs=inputs,\n'
+        f'with workflow.write_artifact(study, {who}, "{stage.name}", {seed}, inputs=inputs,\n'
         f'        notebook="{stage.notebook}", parameters=values, notes=notes) as out:\n'
         '    (out / "numbers.txt").write_text(str(helper.numbers(values)))'
     )
@@ -66,7 +65,7 @@ def notebook(stage: paths.Stage) -> nbformat.NotebookNode:
             _PARAMETERS.get(stage.notebook, _LATER), metadata={"tags": ["parameters"]}
         ),
         new.new_markdown_cell("## Reading"),
-        new.new_code_cell(f"from sgdm_utils import helper, provenance\n{read}"),
+        new.new_code_cell(f"from sgdm_utils import helper, workflow\n{read}"),
         new.new_markdown_cell("## Writing the result"),
         new.new_code_cell(write),
     ]
@@ -94,11 +93,13 @@ class FakeProject:
         self = cls(root)
         package = root / "sgdm_utils"
         package.mkdir(parents=True)
-        for name in (
-            *("__init__", "atomic", "config", "digests", "machine", "manifests", "parameters"),
-            *("paths", "progress", "provenance", "run", "schemas"),
-        ):
-            shutil.copy(ROOT / "sgdm_utils" / f"{name}.py", package)
+        for name in ("__init__.py", "__main__.py"):
+            shutil.copy(ROOT / "sgdm_utils" / name, package)
+        shutil.copytree(
+            ROOT / "sgdm_utils" / "workflow",
+            package / "workflow",
+            ignore=shutil.ignore_patterns("downloads", "__pycache__"),
+        )
         self.write_helper("len(values)")
         shutil.copy(ROOT / "Snakefile", root)
         (root / "pyproject.toml").write_text("")
