@@ -12,7 +12,7 @@ CONDA_PREFIX :=
 endif
 ENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),.venv)
 PY := "$(ENV)/bin/python"
-CODE := sgdm_utils tests tools $(wildcard notebooks)
+CODE := sgdm_utils tests $(wildcard notebooks)
 STRIP := $(PY) -m nbstripout --keep-output --keep-count \
 	--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
 
@@ -78,9 +78,8 @@ report: environment ## draw figures and page of a study anew from its tables: ma
 	$(PY) -m sgdm_utils run 07_figures --study $(STUDY) --seed $(SEED)
 
 notebooks: environment ## maintainers: put the results of the last make demo into notebooks/ and README.md
-	$(PY) tools/adopt_outputs.py
+	$(PY) -m sgdm_utils publish
 	$(STRIP) notebooks/*.ipynb notebooks/experiments/*.ipynb
-	$(PY) tools/fill_readme.py
 
 lock: ## maintainers: renew requirements.lock from pyproject.toml (needs uv)
 	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \

@@ -12,14 +12,6 @@ from .clip import (
 )
 from .encoders import SGDMEncoder, SpatialAttention
 from .features import load_features, save_features
-from .latent_targets import (
-    LatentHead,
-    LatentReader,
-    load_vae,
-    patch_latents,
-    principal_targets,
-    vae_latents,
-)
 from .structure import (
     N_PARTS,
     StructureVAE,
@@ -28,5 +20,16 @@ from .structure import (
     part_map,
     relation_loss,
     relation_matrix,
+)
+from .trained import (
+    Targets,
+    clip_label,
+    load_part,
+    open_architecture,
+    open_clip_model,
+    open_encoder,
+    open_structure_vae,
+    open_targets,
+    save_weights,
 )
 from .training import cosine_schedule, embed, keep_electrodes, training_dtype

@@ -24,10 +24,12 @@ from diffusers.utils.torch_utils import randn_tensor
 # diffusers loads components only from modules that are imported already: all of them are, by this
 import sgdm_utils.generation.autoencoder
 import sgdm_utils.generation.decoder  # noqa: F401
+from sgdm_utils.decoding.training import training_dtype
 from sgdm_utils.generation.conditioning import fold_maps
 from sgdm_utils.generation.guide import category_direction, guided_velocity
 from sgdm_utils.generation.networks import listen_by_resolution, predict, resolutions, velocity
 from sgdm_utils.workflow import atomic
+from sgdm_utils.workflow.artifacts import Artifact
 
 #: Previews of one run: name, share of the picture's side that is shown.
 PREVIEWS = {"low": 4, "middle": 2, "full": 1}
@@ -289,6 +291,26 @@ class SGDMPipeline(DiffusionPipeline):
             p = self._pictures(way[moments[name]])
             shown[name] = p.reshape(len(p), size // k, k, size // k, k, 3).mean((2, 4))
         return shown
+
+
+def open_pipeline(
+    artifact: Artifact, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> SGDMPipeline:
+    """Open the pipeline that notebook 05 wrote.
+
+    Parameters
+    ----------
+    artifact : `pipeline`
+    device : where the networks go
+    dtype : torch.dtype, optional
+        Of UNet and ControlNet, the fast one of the device by default. Autoencoder, EEG decoder and
+        category guide stay in float32.
+    """
+    dtypes = {"default": dtype or training_dtype(device)}
+    dtypes |= dict.fromkeys(("vae", "decoder", "classifier"), torch.float32)
+    pipe = SGDMPipeline.from_pretrained(artifact / "model", dtype=dtypes).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def check_components(pipe: DiffusionPipeline) -> None:

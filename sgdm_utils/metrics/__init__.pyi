@@ -11,6 +11,7 @@ from .memorisation import audit_memorisation, feature_nearness, pixel_nearness
 from .pixels import mse, pixcorr, ssim
 from .retrieval import (
     cosine_similarity,
+    derangement,
     hubness_skewness,
     identification_matrix,
     rank_matrix,

@@ -152,3 +152,25 @@ def _count_at_least(scores: np.ndarray) -> np.ndarray:
         raise ValueError(f"expected a finite (n_queries, n_gallery) matrix, got {scores.shape}")
     smaller = [np.searchsorted(np.sort(row), row - TIE_TOLERANCE) for row in scores]
     return scores.shape[1] - np.stack(smaller)
+
+
+def derangement(n: int, rng: np.random.Generator) -> np.ndarray:
+    """For each of n items another one, each taken once: nobody keeps their own.
+
+    The shuffled control: everything but the pairing of EEG and picture stays.
+
+    Returns
+    -------
+    int array of shape (n,)
+
+    Raises
+    ------
+    ValueError
+        For fewer than two items, which cannot be exchanged.
+    """
+    if n < 2:
+        raise ValueError(f"{n} item(s) cannot be exchanged: at least two are needed")
+    order = rng.permutation(n)
+    other = np.empty(n, int)
+    other[order] = np.roll(order, 1)
+    return other

@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 
 from sgdm_utils.datasets import splits
+from sgdm_utils.electrodes import electrode_positions
 from sgdm_utils.signals.files import Averages, TrialFile, TrialFiles
 from sgdm_utils.signals.quality import repetition_groups
-from sgdm_utils.workflow import artifacts as workflow_artifacts
+from sgdm_utils.workflow.notebook import Run
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class TrialSet:
     positions : float32 array of shape (n_channels, 3), unit vectors of the electrodes
     times : array of shape (n_times,), seconds
     sfreq : float, Hz
-    artifacts : list of Artifact, the inputs to name in a manifest
+    artifacts : list of Artifact, one for each subject
     transductive : bool
         True when something that the trials went through was fitted on test trials (a whitener).
     """
@@ -68,11 +69,13 @@ class TrialSet:
         return Averages(self.eeg, groups), table.assign(subject_index=table["subject"].map(index))
 
 
-def load_trials(study: str, subjects: Sequence[str], memory_bytes: int = 1 << 30) -> TrialSet:
+def load_trials(run: Run, subjects: Sequence[str], memory_bytes: int = 1 << 30) -> TrialSet:
     """Read the `preprocessing` artifacts of several subjects, asserting that they fit together.
 
     Parameters
     ----------
+    run : Run of the notebook; the artifacts become inputs of what it writes
+    subjects : sequence of str
     memory_bytes : int, trials that take more than this together are left on the disk
 
     Raises
@@ -82,11 +85,9 @@ def load_trials(study: str, subjects: Sequence[str], memory_bytes: int = 1 << 30
     sgdm_utils.datasets.splits.SplitError
         If the split leaks.
     """
-    from sgdm_utils.electrodes import electrode_positions
-
     eeg, tables, artifacts, first = [], [], [], None
     for i, subject in enumerate(subjects):
-        artifact = workflow_artifacts.read_artifact(study, subject, "preprocessing")
+        artifact = run.read("preprocessing", subject)
         montage = json.loads((artifact / "montage.json").read_text())
         key = (list(montage["positions_m"]), montage["sfreq"], montage["tmin"])
         first = first or (subject, key)

@@ -110,3 +110,15 @@ def template_retrieval(average: np.ndarray, templates: np.ndarray) -> np.ndarray
     a = (average - average.mean(0)).reshape(len(average), -1).astype(np.float64)
     t = (templates - templates.mean(0)).reshape(len(templates), -1).astype(np.float64)
     return a @ t.T - 0.5 * (t**2).sum(1)
+
+
+def open_truth(raw_root: Path, subject: str) -> Truth | None:
+    """Open the truth of a simulated person; None for recordings of real people.
+
+    Parameters
+    ----------
+    raw_root : Path, folder of the recordings
+    subject : str, "sub-01"
+    """
+    path = Path(raw_root) / "derivatives" / "truth" / f"{subject}.npz"
+    return load_truth(path) if path.is_file() else None

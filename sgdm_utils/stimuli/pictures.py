@@ -15,12 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
-from skimage.color import rgb2gray, rgb2lab
-from skimage.feature import canny
-from skimage.filters import threshold_otsu
-from skimage.measure import label as label_regions
 
 from sgdm_utils.stimuli import concepts, scenes, tangrams
+from sgdm_utils.stimuli.maps import _outline, structure_from_picture
 
 COLUMNS = (
     "image_id", "kind", "concept", "category", "split", "shown", "caption", "shape", "colour",
@@ -123,13 +120,6 @@ def picture_digest(picture: np.ndarray) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of shape and pixels of a picture."""
     content = str(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _outline(silhouette: np.ndarray) -> np.ndarray:
-    """Return the pixels of a silhouette with a neighbour (of four) outside it, same shape."""
-    padded = np.pad(silhouette, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return silhouette & ~inner
 
 
 @lru_cache(maxsize=64)
@@ -275,60 +265,6 @@ def attribute_matrix(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         columns.append(table[attribute])
         names.append(attribute)
     return np.stack(columns, axis=1).astype(np.float32), names
-
-
-def structure_map(silhouettes: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Stack silhouettes and edges, each (n, h, w), to (n, 2, h, w) float32 between 0 and 1."""
-    if silhouettes.shape != edges.shape or silhouettes.ndim != 3:
-        raise ValueError(
-            f"silhouettes {silhouettes.shape} and edges {edges.shape} must both be (n, h, w)"
-        )
-    return np.stack([silhouettes, edges], axis=1).astype(np.float32)
-
-
-def structure_from_picture(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Estimate silhouette and edges of a picture whose geometry is not known.
-
-    A fallback for other people's pictures. A plane in x and y is fitted to the Lab colours of the
-    border, so a smooth gradient counts as background; the foreground is what differs from it by
-    more than Otsu's threshold [1]_. Where the border is no smooth surface (a photograph) the
-    silhouette is only "unlike the border": inspect it before believing it. Edges are Canny edges
-    of the luminance together with the outline of the silhouette.
-
-    Parameters
-    ----------
-    picture : ndarray, shape (h, w, 3), uint8
-
-    Returns
-    -------
-    silhouette : ndarray, shape (h, w), bool
-    edges : ndarray, shape (h, w), bool
-
-    References
-    ----------
-    .. [1] Otsu (1979), IEEE Trans. Syst. Man Cybern. 9, 62-66.
-    """
-    if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
-        raise ValueError(f"expected (h, w, 3) uint8, got {picture.shape} {picture.dtype}")
-    h, w = picture.shape[:2]
-    lab = rgb2lab(picture)
-    y, x = np.mgrid[:h, :w]
-    design = np.stack([np.ones((h, w)), x / w, y / h], axis=-1)
-    border = np.ones((h, w), dtype=bool)
-    border[2:-2, 2:-2] = False
-    plane, *_ = np.linalg.lstsq(design[border], lab[border], rcond=None)
-    distance = np.linalg.norm(lab - design @ plane, axis=-1)
-    noise = np.percentile(distance[border], 95)
-    if distance.max() <= max(3.0, 1.5 * noise):  # nothing stands out from the background
-        silhouette = np.zeros((h, w), dtype=bool)
-    else:
-        silhouette = distance > max(threshold_otsu(distance), noise)
-        regions = label_regions(silhouette, connectivity=2)
-        sizes = np.bincount(regions.ravel())
-        keep = sizes >= 0.002 * h * w
-        keep[0] = False
-        silhouette = keep[regions]
-    return silhouette, canny(rgb2gray(picture), sigma=1.0) | _outline(silhouette)
 
 
 def from_files(folder: Path, images: pd.DataFrame, size: int) -> StimulusSet:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 
-import pytest
 import yaml
 
+from sgdm_utils.figures import readme_table
 from sgdm_utils.metrics import tables
 from sgdm_utils.workflow import paths
 
@@ -15,24 +14,16 @@ ROOT = paths.project_root()
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def fill_readme():
-    spec = importlib.util.spec_from_file_location("fill_readme", ROOT / "tools/fill_readme.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_results_in_the_readme_are_those_of_the_tables(fill_readme, monkeypatch):
+def test_the_results_in_the_readme_are_those_of_the_tables(monkeypatch):
     monkeypatch.delenv("SGDM_REPORTS", raising=False)
-    assert fill_readme.fill(README, fill_readme.results()) == README
+    assert readme_table.fill(README, readme_table.results()) == README
 
 
-def test_an_edited_number_would_be_noticed(fill_readme, monkeypatch):
+def test_an_edited_number_would_be_noticed(monkeypatch):
     monkeypatch.delenv("SGDM_REPORTS", raising=False)
-    inside = README.partition(fill_readme.BEGIN)[2].partition(fill_readme.END)[0]
+    inside = README.partition(readme_table.BEGIN)[2].partition(readme_table.END)[0]
     edited = README.replace(inside, re.sub(r"0\.(\d)", r"1.\1", inside))
-    assert fill_readme.fill(edited, fill_readme.results()) != edited
+    assert readme_table.fill(edited, readme_table.results()) != edited
 
 
 def test_files_that_the_readme_links_to_exist():

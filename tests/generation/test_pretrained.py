@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sgdm_utils.generation.pretrained.generator import FAMILIES, PretrainedGenerator, control_image
 from sgdm_utils.generation.pretrained.parts import _cross_attention
-from sgdm_utils.stimuli import pictures as stimuli_pictures
+from sgdm_utils.stimuli.maps import _outline, structure_map
 from sgdm_utils.workflow.downloads import catalogue
 from sgdm_utils.workflow.downloads.transfers import DownloadError
 
@@ -171,8 +171,8 @@ def inputs(n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     silhouettes = np.zeros((n, 8, 8), dtype=bool)
     for i in range(n):
         silhouettes[i, 1 + i % 2 : 6, 2 : 5 + i % 3] = True
-    edges = np.stack([stimuli_pictures._outline(s) for s in silhouettes])
-    maps = torch.from_numpy(stimuli_pictures.structure_map(silhouettes, edges))
+    edges = np.stack([_outline(s) for s in silhouettes])
+    maps = torch.from_numpy(structure_map(silhouettes, edges))
     return torch.randn(n, EMBED_DIM, generator=generator), maps
 
 
@@ -371,10 +371,10 @@ def test_control_image_draws_the_outline_of_the_silhouette():
     rng = np.random.default_rng(0)
     silhouettes = rng.random((3, 9, 9)) > 0.4  # also at the border of the picture
     none = np.zeros_like(silhouettes)
-    drawn = control_image(torch.from_numpy(stimuli_pictures.structure_map(silhouettes, none)), 9)
-    expected = np.stack([stimuli_pictures._outline(s) for s in silhouettes])
+    drawn = control_image(torch.from_numpy(structure_map(silhouettes, none)), 9)
+    expected = np.stack([_outline(s) for s in silhouettes])
     np.testing.assert_array_equal(drawn[:, 0].numpy(), expected.astype(np.float32))
-    sure = control_image(torch.from_numpy(stimuli_pictures.structure_map(silhouettes, expected)), 9)
+    sure = control_image(torch.from_numpy(structure_map(silhouettes, expected)), 9)
     np.testing.assert_array_equal(sure.numpy(), drawn.numpy())  # exact edges hold the outline
 
 

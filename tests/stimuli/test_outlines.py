@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sgdm_utils.stimuli.outlines import outline_features
+from sgdm_utils.stimuli.maps import outline_features
 
 
 def picture(rows, columns, colour, form="square", size=64):

@@ -7,14 +7,8 @@ from scipy.ndimage import binary_dilation
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from sgdm_utils.stimuli import concepts, scenes, tangrams
-from sgdm_utils.stimuli.pictures import (
-    StimulusSet,
-    attribute_matrix,
-    make_stimuli,
-    picture_digest,
-    structure_from_picture,
-    structure_map,
-)
+from sgdm_utils.stimuli.maps import structure_from_picture, structure_map
+from sgdm_utils.stimuli.pictures import StimulusSet, attribute_matrix, make_stimuli, picture_digest
 
 
 @pytest.fixture(scope="module")

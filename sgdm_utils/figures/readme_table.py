@@ -1,4 +1,4 @@
-"""Write the results table of README.md from the tables of the last demo: `make notebooks` calls it.
+"""The table of results in README.md, computed from the tables of the last demo; `publish` writes it.
 
 Numbers in a text that is edited by hand drift from the results. What stands between the two markers is
 computed; a test compares it with the tables.
@@ -6,14 +6,15 @@ computed; a test compares it with the tables.
 
 from __future__ import annotations
 
-import sys
-
 import pandas as pd
 
 from sgdm_utils.metrics import tables
 from sgdm_utils.workflow import config, paths
 
-BEGIN, END = "<!-- results: begin (computed by tools/fill_readme.py) -->", "<!-- results: end -->"
+BEGIN, END = (
+    "<!-- results: begin (computed by: python -m sgdm_utils publish) -->",
+    "<!-- results: end -->",
+)
 ROWS = {
     "oracle": "true meaning and true structure (limit of the generator)",
     "eeg": "**EEG** (test concepts never trained on)",
@@ -37,7 +38,7 @@ METRICS = {
 }
 
 
-def cell(row) -> str:
+def cell(row: pd.DataFrame) -> str:
     """Value with its interval, or a dash."""
     if row.empty:
         return "-"
@@ -119,10 +120,3 @@ def fill(text: str, table: str) -> str:
     if not found:
         raise ValueError(f"README.md lacks the markers {BEGIN!r} and {END!r}")
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"
-
-
-if __name__ == "__main__":
-    readme = paths.project_root() / "README.md"
-    readme.write_text(fill(readme.read_text(encoding="utf-8"), results()), encoding="utf-8")
-    print(f"{readme.name}: results table written")
-    sys.exit(0)

@@ -1,4 +1,6 @@
-"""Put the outputs of the last ``make demo`` and ``make experiments`` into the committed notebooks.
+"""Publish the last demo: outputs into the committed notebooks, the table of results into README.md.
+
+``python -m sgdm_utils publish``, after ``make demo`` and ``make experiments``; `make notebooks` calls it.
 
 Only outputs (without stderr) and execution counts are taken, and only from a run of exactly the cells that stand in
 ``notebooks/``: an edit made since is neither lost nor given the outputs of older code.
@@ -6,19 +8,22 @@ Only outputs (without stderr) and execution counts are taken, and only from a ru
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import sys
+from collections.abc import Sequence
 
 import nbformat
 from PIL import Image
 
+from sgdm_utils.figures import readme_table
 from sgdm_utils.workflow import config, paths
 
 LARGE = 120_000  # bytes of a figure beyond which it is stored with a palette
 
 
-def smaller(output):
+def smaller(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Store a large figure with 256 colours: a notebook should open quickly and stay below 1 MB."""
     png = output.get("data", {}).get("image/png")
     if png and len(png) > LARGE:
@@ -53,8 +58,12 @@ def adopt(step: config.Step) -> str | None:
     return None
 
 
-def main() -> int:
-    """Adopt the outputs of the first subject and the first seed, which are the defaults."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Publish first subject and first seed, which are the defaults; return 1 where something stands in the way."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sgdm_utils publish", description=__doc__.split("\n")[0]
+    )
+    parser.parse_args(arguments)
     study = config.load_study("demo")
     first: dict[str, config.Step] = {}
     for step in config.plan(study):
@@ -66,8 +75,10 @@ def main() -> int:
     problems = [problem for step in first.values() if (problem := adopt(step))]
     for problem in problems:
         print(problem, file=sys.stderr)
-    return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if problems:
+        return 1
+    readme = paths.project_root() / "README.md"
+    text = readme_table.fill(readme.read_text(encoding="utf-8"), readme_table.results())
+    readme.write_text(text, encoding="utf-8")
+    print(f"published: {', '.join(first)}; {readme.name}")
+    return 0

@@ -1,0 +1,141 @@
+"""What notebooks 02 to 04 trained, opened by those that come after: encoder, targets, CLIP.
+
+One file format, one reader: an encoder is ``encoder.json`` (its arguments) and
+``encoder.safetensors`` (weights, with a prefix for each part where there are several).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sgdm_utils.decoding.clip import load_clip
+from sgdm_utils.decoding.encoders import SGDMEncoder
+from sgdm_utils.decoding.features import load_features
+from sgdm_utils.decoding.structure import StructureVAE
+from sgdm_utils.workflow.artifacts import Artifact
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write the weights of a module as safetensors, from wherever they are."""
+    save_file({k: v.detach().contiguous().cpu() for k, v in module.state_dict().items()}, path)
+
+
+def load_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """Weights of one part of a stored module: those whose name begins with ``<prefix>.``.
+
+    Raises
+    ------
+    KeyError
+        When the file has no such part; the message names those that it has.
+    """
+    weights = load_file(path)
+    found = {
+        k.removeprefix(f"{prefix}."): v for k, v in weights.items() if k.startswith(f"{prefix}.")
+    }
+    if not found:
+        parts = sorted({k.split(".")[0] for k in weights})
+        raise KeyError(f"{path.name} holds no part {prefix!r}; it holds {', '.join(parts)}")
+    return found
+
+
+def open_architecture(artifact: Artifact | Path) -> dict:
+    """Arguments of `SGDMEncoder` as an artifact stores them; electrode positions are not among them."""
+    return json.loads((artifact / "encoder.json").read_text(encoding="utf-8"))
+
+
+def open_encoder(
+    artifact: Artifact | Path, positions: np.ndarray, prefix: str | None = None
+) -> SGDMEncoder:
+    """Open a trained EEG encoder.
+
+    Parameters
+    ----------
+    artifact : `encoder_pretrained`, `encoder` or `structure`
+    positions : float array of shape (n_chans, 3), directions of the electrodes
+    prefix : str, optional
+        Part of the stored weights; found by itself where the file holds an encoder alone, or one
+        named ``encoder``.
+
+    Returns
+    -------
+    SGDMEncoder in evaluation mode, on the CPU, gradients on
+    """
+    encoder = SGDMEncoder(**open_architecture(artifact), positions=positions)
+    path = artifact / "encoder.safetensors"
+    weights = load_file(path)
+    if prefix is None and any(k.startswith("encoder.") for k in weights):
+        prefix = "encoder"
+    encoder.load_state_dict(load_part(path, prefix) if prefix else weights)
+    return encoder.eval()
+
+
+def open_structure_vae(artifact: Artifact | Path) -> StructureVAE:
+    """Open the structure VAE of an artifact `structure`, in evaluation mode, gradients off."""
+    vae = StructureVAE(**json.loads((artifact / "structure_vae.json").read_text(encoding="utf-8")))
+    vae.load_state_dict(load_file(artifact / "structure_vae.safetensors"))
+    return vae.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """CLIP embeddings of a study's pictures, and the scale in which encoders predict them.
+
+    Attributes
+    ----------
+    embeddings : float32 array of shape (n_pictures, embed_dim), as CLIP gives them
+    center, spread : arrays of shape (embed_dim,), mean and standard deviation of training pictures
+    """
+
+    embeddings: np.ndarray
+    center: np.ndarray
+    spread: np.ndarray
+
+    @property
+    def standardised(self) -> np.ndarray:
+        """float32 array of shape (n_pictures, embed_dim): what an encoder is to predict."""
+        return ((self.embeddings - self.center) / self.spread).astype(np.float32)
+
+
+def open_targets(encoder: Artifact | Path, image_ids: Sequence[str]) -> Targets:
+    """Open the embeddings that notebook 03 stored, in the order of `image_ids`.
+
+    Raises
+    ------
+    FeatureOrderError
+        When the stored ids are not these.
+    """
+    scale = np.load(encoder / "target_scale.npz")
+    embeddings = load_features(encoder / "image_embeddings.npy", image_ids)
+    return Targets(embeddings, scale["center"], scale["spread"])
+
+
+def open_clip_model(
+    encoder: Artifact, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, open_clip.tokenizer.SimpleTokenizer]:
+    """Open the CLIP that notebook 03 aligned the EEG with: a named model, or the one it trained.
+
+    Returns
+    -------
+    model : open_clip model in evaluation mode, gradients off
+    tokenizer : callable, list of str -> int tensor of shape (n, context_length)
+    """
+    name = encoder.parameters.get("clip_model", "")
+    pretrained = encoder.parameters.get("clip_pretrained") or None
+    return load_clip(name or f"local-dir:{encoder / 'clip'}", pretrained, device)
+
+
+def clip_label(encoder: Artifact) -> str:
+    """How tables call the CLIP of a study: ``tiny``, or the model's name in lower case."""
+    name = encoder.parameters.get("clip_model", "")
+    if not name or name.startswith("local-dir:"):
+        return "tiny"
+    return name.lower().replace("-", "_")

@@ -1,0 +1,94 @@
+"""The pictures of a study as `00_data` stored them: a table, and arrays in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sgdm_utils.stimuli.maps import structure_map
+from sgdm_utils.workflow.artifacts import Artifact
+
+
+class StoredStimuli:
+    """Pictures of a study; row i of `table` and of every array is one picture.
+
+    Arrays are opened when they are asked for.
+
+    Parameters
+    ----------
+    folder : Path or Artifact
+        The artifact ``data`` of `00_data`.
+
+    Attributes
+    ----------
+    table : DataFrame
+        ``image_id, concept, category, split, shown, caption, ...``
+    """
+
+    def __init__(self, folder: Path | Artifact) -> None:
+        self._folder = folder
+        self.table = pd.read_parquet(folder / "stimuli.parquet")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """uint8 array of shape (n, height, width, 3), on the disk."""
+        return np.load(self._folder / "pictures.npy", mmap_mode="r")
+
+    @cached_property
+    def silhouettes(self) -> np.ndarray:
+        """bool array of shape (n, height, width)."""
+        return np.load(self._folder / "silhouettes.npy")
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """bool array of shape (n, height, width)."""
+        return np.load(self._folder / "edges.npy")
+
+    @cached_property
+    def structure_maps(self) -> np.ndarray:
+        """float32 array of shape (n, 2, height, width): silhouette and edges, in [0, 1]."""
+        return structure_map(self.silhouettes, self.edges)
+
+    @cached_property
+    def pieces(self) -> np.ndarray:
+        """uint8 array of shape (n, height, width): the tan at each pixel, 0 where there is none."""
+        return np.load(self._folder / "pieces.npy")
+
+    @cached_property
+    def relations(self) -> np.ndarray:
+        """int8 array of shape (n, 7, 7): relations of the seven tans, -1 where there are none."""
+        return np.load(self._folder / "relations.npy")
+
+    @cached_property
+    def row_of(self) -> pd.Series:
+        """Row number by image id."""
+        return pd.Series(np.arange(len(self.table)), index=self.table["image_id"])
+
+    def rows(self, split: str) -> np.ndarray:
+        """Row numbers of a split, in the order of the table."""
+        return np.flatnonzero(self.table["split"] == split)
+
+    def rows_of(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Row numbers of image ids, in their order.
+
+        Raises
+        ------
+        KeyError
+            Names an id that the study does not have.
+        """
+        rows = self.row_of.reindex(list(image_ids))
+        if rows.isna().any():
+            raise KeyError(f"{rows.index[rows.isna()][0]!r} is no image of this study")
+        return rows.to_numpy(dtype=np.int64)
+
+
+def open_stimuli(data: Path | Artifact) -> StoredStimuli:
+    """Open the pictures that `00_data` stored."""
+    return StoredStimuli(data)
