@@ -322,9 +322,3 @@ def _resized_mean(a: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Mean over all colours and pixels after resizing, (n,)."""
     rows, columns = (_resizing_matrix(n, sizes, a.device).mean(0) for n in a.shape[-2:])
     return (rows @ a @ columns).mean(1)
-
-
-if __name__ == "__main__":
-    from sgdm_utils.metrics.command import main  # which imports this module under its own name
-
-    raise SystemExit(main())
