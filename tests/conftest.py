@@ -6,7 +6,7 @@ import ipaddress
 import socket
 
 import pytest
-from chain import SmokeRun, run_chain
+from chain import SmokeRun, once
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +34,13 @@ def tmp_study(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory) -> SmokeRun:
     """Run the whole chain of ``config/smoke.yaml`` once."""
-    return run_chain("smoke", tmp_path_factory.mktemp("smoke"))
+    return once("smoke", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def null_run(tmp_path_factory) -> SmokeRun:
     """Run the decoders of ``config/smoke_null.yaml``, where the EEG says nothing, once."""
-    return run_chain("smoke_null", tmp_path_factory.mktemp("null"))
+    return once("smoke_null", tmp_path_factory)
 
 
 @pytest.fixture

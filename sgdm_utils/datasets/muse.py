@@ -324,7 +324,3 @@ def main(arguments: list[str] | None = None) -> int:
         )
     print(f"written: {paths.relative(destination)}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -248,10 +248,6 @@ def _listing(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (s.st_size, int(s.st_mtime)) for name, s in facts.items()}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 _SET_BY_PLAN = ("study", "seed", "subject", "subjects")
 
 Overrides = Mapping[str, Mapping[str, Any]]  # by notebook, by parameter
@@ -448,3 +444,7 @@ def _check(who: str, notebook: str, values: Mapping[str, Any]) -> None:
             raise AblationError(f"{who}: {notebook} has no parameter {name!r}; {hint}")
         if problem := type_problem(known[name], value):
             raise AblationError(f"{who}: {name} of {notebook}: {problem}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -169,23 +169,19 @@ def _used(sources: tuple[str, ...], root: Path, beside: Path | None) -> set[str]
                 if beside is not None and (beside / f"{name}.py").is_file():
                     modules.add(f"./{name}")
                 continue
-            target = _target(root, module, name)
-            if _file(root, target):
-                modules.add(target)
-            elif _is_folder(root, target):
-                imported[local or target.split(".")[-1]] = target
+            whole = ".".join(filter(None, (module, name)))
+            if _file(root, whole):
+                modules.add(whole)
+            elif _is_folder(root, whole):
+                imported[local or whole.split(".")[-1]] = whole
+            elif _file(root, module):
+                modules.add(module)
             else:
                 modules |= _through_face(root, module, name)
     for first, *rest in chains:
         if first in imported:
             modules |= _resolve(root, imported[first], rest)
     return modules
-
-
-def _target(root: Path, module: str, name: str | None) -> str:
-    """Dotted name of what ``from module import name`` or ``import module`` means, if it is a file."""
-    whole = ".".join(filter(None, (module, name)))
-    return whole if _file(root, whole) or _is_folder(root, whole) else module
 
 
 def _resolve(root: Path, folder: str, attributes: list[str]) -> set[str]:

@@ -218,7 +218,3 @@ def _label(step: Step) -> str:
 
 def _stop(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())

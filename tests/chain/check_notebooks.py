@@ -1,4 +1,4 @@
-"""Execute the committed notebooks as a reader would and compare their check cells: ``make test``.
+"""Execute the committed notebooks as a reader would and compare their check cells: ``make test-all``.
 
 nbval runs each notebook with its defaults, that is for the first subject. The notebooks after the
 preprocessing need all subjects, so the others are preprocessed in between. Then the quick ones of the
@@ -45,7 +45,7 @@ def nbval(names: list[str]) -> int:
     notebooks = [paths.relative(paths.notebook_path(name)) for name in names]
     return run(
         *("-m", "pytest", "-v", "--nbval-lax", "--nbval-current-env"),
-        *("--nbval-sanitize-with", "tests/nbval_sanitize.cfg", *notebooks),
+        *("--nbval-sanitize-with", "tests/chain/nbval_sanitize.cfg", *notebooks),
     )
 
 

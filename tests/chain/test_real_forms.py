@@ -16,7 +16,7 @@ import papermill
 import published_recipe
 import pytest
 import things_eeg2_files
-from chain import run_chain
+from chain import once
 
 from sgdm_utils.datasets import readers, splits
 from sgdm_utils.datasets.leakage.fits import read_records
@@ -29,21 +29,18 @@ from sgdm_utils.workflow import artifacts, config, paths
 SMALL = things_eeg2_files.Design(n_train_concepts=6, n_test=4, test_repetitions=4)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def things_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("things")
-    mini_trees.write_things_eeg2_mini(folder / "data" / "raw" / "things_eeg2_mini")
-    return run_chain("things_eeg2_mini", folder)
+    return once("things_eeg2_mini", tmp_path_factory, mini_trees.write_things_eeg2_mini)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kilogram_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kilogram")
-    mini_trees.write_kilogram_mini(folder / "data" / "raw" / "kilogram_mini")
-    return run_chain("kilogram_mini", folder)
+    """A study of one person, the smallest that there is."""
+    return once("kilogram_mini", tmp_path_factory, mini_trees.write_kilogram_mini)
 
 
-@pytest.fixture(params=["things_run", "kilogram_run"])
+@pytest.fixture(params=[pytest.param("things_run", marks=pytest.mark.slow), "kilogram_run"])
 def mini(request, monkeypatch):
     """One of the two chains, with the environment set so that its artifacts are found."""
     run = request.getfixturevalue(request.param)
@@ -114,6 +111,7 @@ def test_test_concepts_are_new_and_the_audit_saw_every_kind_of_leak(mini):
             "checkpoint"} <= set(done)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_published_test_images_are_the_test_set(things_run, monkeypatch):
     monkeypatch.setenv("SGDM_DATA", str(things_run.data))
     images = pd.read_parquet(joint(things_run, "data") / "stimuli.parquet")

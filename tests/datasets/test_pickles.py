@@ -459,7 +459,8 @@ import sys, time
 from pathlib import Path
 import psutil, resource
 import numpy as np
-from sgdm_utils import pickles, trialfiles
+from sgdm_utils.datasets import pickles
+from sgdm_utils.signals import files as trialfiles
 folder = Path(sys.argv[1])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before, since = peak(), time.perf_counter()

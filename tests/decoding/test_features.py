@@ -151,7 +151,7 @@ def test_a_killed_process_loses_one_batch_at_most(tmp_path, undisturbed):
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from sgdm_utils import features
+from sgdm_utils.decoding import features
 LOAD
 MODEL
 calls = []
@@ -426,7 +426,7 @@ def test_clip_features_of_files_are_those_of_the_study(clip, files, tmp_path, mo
     expected = decoding_clip.image_features(clip, pictures, batch=4)
     opened = []
     read = read_picture
-    monkeypatch.setattr(features, "read_picture", lambda f, s: opened.append(f) or read(f, s))
+    monkeypatch.setattr(decoding_clip, "read_picture", lambda f, s: opened.append(f) or read(f, s))
     inside = []
     encode = decoding_clip.image_features
 

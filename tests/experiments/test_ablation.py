@@ -18,13 +18,13 @@ ALIGN, PRETRAIN = "03_contrastive_alignment", "02_encoder_pretraining"
 
 # What a study leaves behind, written without any kernel: stages up to the encoder.
 UPSTREAM = """
-from sgdm_utils import provenance, paths
+from sgdm_utils.workflow import artifacts, paths
 def write(who, stage, seed, inputs):
     notes = {"subjects": ["sub-01", "sub-02"], "raw_root": "set"}
-    with provenance.write_artifact("demo", who, stage, seed, inputs=inputs, notes=notes,
+    with artifacts.write_artifact("demo", who, stage, seed, inputs=inputs, notes=notes,
             notebook=paths.STAGES[stage].notebook, parameters={"study": "demo", "rate": 0.5}) as out:
         (out / "numbers.txt").write_text(stage)
-    return provenance.read_artifact("demo", who, stage, seed)
+    return artifacts.read_artifact("demo", who, stage, seed)
 data = write("joint", "data", None, [])
 subjects = [write(s, "preprocessing", None, [data]) for s in ("sub-01", "sub-02")]
 pretrained = write("joint", "encoder_pretrained", 0, [data, *subjects])
@@ -35,11 +35,11 @@ write("joint", "pipeline", 0, [data, encoder, structure])
 
 RUN = """
 import json, sys
-from sgdm_utils import ablations
+from sgdm_utils.experiments import ablation
 from sgdm_utils.experiments.ablation import Variant
 try:
-    result = ablations.run_variant("demo", 0, Variant.parse(sys.argv[1]), json.loads(sys.argv[2]))
-except ablations.AblationError as error:
+    result = ablation.run_variant("demo", 0, Variant.parse(sys.argv[1]), json.loads(sys.argv[2]))
+except ablation.AblationError as error:
     sys.exit(f"AblationError: {error}")
 stage = sys.argv[3]
 print(json.dumps([result.computed, result.artifact(stage).parameters, str(result.root)]))
@@ -50,8 +50,8 @@ print(json.dumps([result.computed, result.artifact(stage).parameters, str(result
 def project(tmp_path_factory):
     """A miniature project whose study is finished up to the pipeline."""
     project = FakeProject.create(tmp_path_factory.mktemp("ablations") / "project")
-    for name in ("ablations", "variants"):
-        shutil.copy(ROOT / "sgdm_utils" / f"{name}.py", project.root / "sgdm_utils")
+    shutil.copytree(ROOT / "sgdm_utils/experiments", project.root / "sgdm_utils/experiments")
+    shutil.copytree(ROOT / "sgdm_utils/metrics", project.root / "sgdm_utils/metrics")
     (project.root / "data" / "raw" / "set").mkdir(parents=True)
     done = project.python("-c", UPSTREAM)
     assert done.returncode == 0, done.stderr
@@ -124,7 +124,7 @@ def test_a_result_between_two_changes_is_asked_for(project):
 
 
 def test_a_study_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_study):
-    with pytest.raises(Exception, match="sgdm_utils.workflow.run 00_data --study smoke"):
+    with pytest.raises(Exception, match="sgdm_utils run 00_data --study smoke"):
         ablation.run_variant("smoke", 0, Variant.parse(f"no x | {ALIGN} mse_weight=0.0"))
 
 

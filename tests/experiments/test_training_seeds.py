@@ -113,13 +113,13 @@ def test_missing_seeds_are_named_with_the_commands_that_make_them(study):
         training_seeds.read_seeds(STUDY, (0, 1, 7))
     said = str(caught.value)
     assert "of the seeds 0, 1, 7, there are no complete results of 1, 7" in said
-    commands = [line.strip() for line in said.splitlines() if "sgdm_utils.workflow.run" in line]
+    commands = [line.strip() for line in said.splitlines() if "sgdm_utils run" in line]
     run = "python -m sgdm_utils run"
     assert commands[:2] == [
         f"{run} 05_diffusion_training --study demo --seed 1",
         f"{run} 06_evaluation --study demo --seed 1",
     ]
-    assert [c.split()[3] for c in commands[2:]] == [
+    assert [c.split()[4] for c in commands[2:]] == [
         "02_encoder_pretraining", "03_contrastive_alignment", "04_structure_decoding",
         "05_diffusion_training", "06_evaluation",
     ]  # fmt: skip
@@ -294,7 +294,7 @@ def run(monkeypatch, capsys):
 
 def test_the_notebook_on_three_seeds(three, run):
     said, space = run(seeds=[0, 1, 2])
-    rows = tables.read_table(paths.report_dir(STUDY) / "tables" / "training_seeds.csv")
+    rows = tables.read_table(paths.report_dir(STUDY) / "tables" / "seeds.csv")
     assert "ONE SEED" not in said and "cannot be separated" not in said
     pixcorr = rows[rows["metric"] == "pixcorr"].set_index(["seed", "condition"])["value"]
     for seed, shift in enumerate(SHIFTS):
@@ -332,7 +332,7 @@ def test_the_notebook_on_one_seed_says_what_it_cannot_know(study, run):
     assert "seed, seed:subject, seed:item, subject:item: cannot be separated: one seed" in said
     assert "another training unknown, there is only one" in said
     assert "seed can be separated: False" in said
-    rows = tables.read_table(paths.report_dir(STUDY) / "tables" / "training_seeds.csv")
+    rows = tables.read_table(paths.report_dir(STUDY) / "tables" / "seeds.csv")
     empty = rows.loc[rows["value"].isna(), "metric"]
     assert "pixcorr, variance of seed (cannot be separated: one seed)" in set(empty)
     assert "pixcorr, moved by another seed (cannot be separated)" in set(empty)
@@ -344,5 +344,5 @@ def test_the_notebook_stops_at_a_missing_seed_and_writes_nothing(study, run):
     with pytest.raises(SeedsMissingError, match="06_evaluation --study demo --seed 2"):
         run(seeds=[0, 1, 2])
     assert not paths.report_dir(STUDY).exists()
-    with pytest.raises(ValueError, match=r"metrics: no \['psnr'\]; there is two_way and"):
-        run(seeds=[0], metrics=["psnr"])
+    with pytest.raises(ValueError, match=r"shown_metrics: no \['psnr'\]; there is two_way and"):
+        run(seeds=[0], shown_metrics=["psnr"])

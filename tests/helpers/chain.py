@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from sgdm_utils.workflow import config, paths
 
@@ -49,3 +51,34 @@ def run_chain(study: str, folder: Path) -> SmokeRun:
         if done.returncode:
             pytest.fail(f"{step.command}\n{done.stderr}", pytrace=False)
     return chain
+
+
+def once(
+    name: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    write: Callable[[Path], object] | None = None,
+) -> SmokeRun:
+    """Run a study once for all workers of a test session.
+
+    A chain takes minutes, and every worker has session fixtures of its own: the first that needs
+    the study runs it, the others wait and look at the same folder.
+
+    Parameters
+    ----------
+    name : str, a file in ``config/``
+    write : callable, optional; is given the folder of the raw data and writes the recordings there
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / f"study-{name}", shared / f"study-{name}.done"
+    with FileLock(shared / f"study-{name}.lock"):
+        if done.is_file():
+            return SmokeRun(config.load_study(name), folder / "data", folder / "reports")
+        if folder.exists():
+            pytest.fail(f"another worker failed to run the study {name}: see there", pytrace=False)
+        folder.mkdir()
+        if write is not None:
+            write(folder / "data" / "raw" / name)
+        chain = run_chain(name, folder)
+        done.touch()
+        return chain

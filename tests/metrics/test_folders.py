@@ -11,9 +11,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from metric_pictures import draw_pictures, quick_trunk, save_alexnet
 from PIL import Image
-from test_metric_suite import quick_trunk, save_alexnet
-from test_metrics import draw_pictures
 
 from sgdm_utils.metrics import folders as metrics_folders
 from sgdm_utils.metrics import pairs as metrics_pairs

@@ -8,11 +8,11 @@ import lpips
 import numpy as np
 import pytest
 import torch
+from metric_pictures import draw_pictures, resize_as_agreed, two_way_by_loops
 from safetensors.torch import save_file
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 from torchvision.models import alexnet, vgg16
-from torchvision.transforms.functional import InterpolationMode, resize
 
 from sgdm_utils.errors import WeightsNotAvailable
 from sgdm_utils.metrics import pixels
@@ -27,30 +27,6 @@ from sgdm_utils.metrics.retrieval import (
     two_way_identification,
 )
 from sgdm_utils.metrics.structure import boundary_f, iou, relation_accuracy
-
-
-def draw_pictures(n: int, size: int = 64, seed: int = 0) -> np.ndarray:
-    """Discs on gradients with a little noise: flat areas, edges and texture in one picture."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size] / size
-    pictures = np.empty((n, 3, size, size), dtype=np.float32)
-    for picture in pictures:
-        centre, radius = rng.uniform(0.3, 0.7, 2), rng.uniform(0.1, 0.3)
-        disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius**2
-        for channel in picture:
-            channel[:] = np.where(disc, rng.random(), rng.random() * x)
-    pictures += (
-        0.1 * rng.random(pictures.shape, dtype=np.float32) * (rng.random((n, 1, 1, 1)) < 0.5)
-    )
-    return np.clip(pictures, 0, 1)
-
-
-def resize_as_agreed(pictures: np.ndarray, *sides: int) -> torch.Tensor:
-    """The steps of the protocol with torchvision, in float32, colours and all."""
-    out = torch.from_numpy(pictures)
-    for side in sides:
-        out = resize(out, [side, side], InterpolationMode.BILINEAR, antialias=True)
-    return out
 
 
 def ssim_by_skimage(real: torch.Tensor, recon: torch.Tensor) -> np.ndarray:
@@ -235,19 +211,6 @@ def test_lpips_refuses_damaged_and_foreign_weights(offline, pair):
 
 
 # --- identification and retrieval ---------------------------------------------------------------
-
-
-def two_way_by_loops(real: np.ndarray, recon: np.ndarray) -> list[float]:
-    scores = []
-    for j in range(len(recon)):
-        own = np.corrcoef(real[j], recon[j])[0, 1]
-        wins = 0
-        for i in range(len(real)):
-            # other reals that are exact copies of real j tie by definition, whatever the rounding
-            if i != j and not np.array_equal(real[i], real[j]):
-                wins += np.corrcoef(real[i], recon[j])[0, 1] < own
-        scores.append(wins / (len(real) - 1))
-    return scores
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0, 5.0])

@@ -1,6 +1,6 @@
 """The suite as torchmetrics classes: against the functions, against loops, and fed in any batches.
 
-That the functions themselves are right is in test_metrics.py.
+That the functions themselves are right is in test_pixels.py.
 """
 
 from __future__ import annotations
@@ -9,9 +9,15 @@ import lpips
 import numpy as np
 import pytest
 import torch
+from metric_pictures import (
+    draw_pictures,
+    quick_trunk,
+    resize_as_agreed,
+    save_alexnet,
+    two_way_by_loops,
+)
 from safetensors.torch import save_file
 from scipy.spatial.distance import correlation
-from test_metrics import draw_pictures, resize_as_agreed, two_way_by_loops
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchvision.models import alexnet
@@ -30,17 +36,6 @@ from sgdm_utils.metrics.features import (
 from sgdm_utils.metrics.retrieval import n_way_accuracy, retrieval_ranks
 
 N, N_SAMPLES = 9, 3
-
-
-class Pooled(torch.nn.Module):
-    """A network that is quick and not linear: means of squares over cells of 4 x 4 pixels."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.avg_pool2d(x.square(), 4).flatten(1)
-
-
-def quick_trunk(name: str = "pooled", text: object = None) -> networks.Trunk:
-    return networks.Trunk(name, Pooled(), 16, text=text)
 
 
 @pytest.fixture(scope="module")
@@ -358,16 +353,6 @@ def no_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
     return tmp_path
-
-
-def save_alexnet(path):
-    """Random weights of the layers that are used, without the large ones behind them."""
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in alexnet().features.state_dict().items()}
-    generator = torch.Generator().manual_seed(1)
-    state = {f"features.{n}": 0.03 * torch.randn(s, generator=generator) for n, s in shapes.items()}
-    save_file(state, path)
-    return path
 
 
 def test_full_suite_has_a_row_for_everything(no_cache, pictures):

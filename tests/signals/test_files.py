@@ -491,11 +491,11 @@ KILLED = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from sgdm_utils import trialfiles
+from sgdm_utils.signals import writing
 def wait(done, total):
     print("writing", flush=True)
     time.sleep(60)
-trialfiles.convert(np.zeros((9, 4, 7)), Path(sys.argv[1]), chunk_bytes=1, progress=wait)
+writing.convert(np.zeros((9, 4, 7)), Path(sys.argv[1]), chunk_bytes=1, progress=wait)
 """
 
 

@@ -260,7 +260,7 @@ def test_a_full_disk_says_so_and_leaves_the_old_artifact(study, monkeypatch):
 KILLED = """
 import sys, time
 from pathlib import Path
-from sgdm_utils import atomic
+from sgdm_utils.workflow import atomic
 with atomic.atomic_directory(Path(sys.argv[1])) as out:
     (out / "half.bin").write_bytes(b"0" * 1000)
     print("writing", flush=True)
@@ -378,26 +378,97 @@ def test_a_result_that_other_parameters_would_not_give_is_forgotten_by_the_engin
     artifacts.forget_unless_current(study / "nowhere", {})
 
 
-def test_the_modules_behind_a_notebook_are_found_in_every_spelling(tmp_path, monkeypatch):
-    package = tmp_path / "sgdm_utils"
-    package.mkdir()
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package with two rooms and faces, and a notebook folder; digests look there."""
+    root = tmp_path / "sgdm_utils"
     for name, source in {
-        "one": "from . import two",
-        "two": "from .three import f",
-        "three": "from sgdm_utils import four as g\n",
-        "four": "import sgdm_utils.five",
-        "five": "x = 1",
-        "six": "from sgdm_utils.workflow.paths import project_root",
-        "unused": "x = 1",
+        "helper": "x = 1",
+        "metrics/__init__": "import lazy_loader",
+        "metrics/pixels": "from sgdm_utils.metrics import parts\nfrom sgdm_utils.signals.files import f",
+        "metrics/parts": "import sgdm_utils.helper",
+        "metrics/audits": "x = 1",
+        "metrics/page": 'HERE = Path(__file__).parent / "assets"',
+        "signals/__init__": "",
+        "signals/files": "from sgdm_utils.workflow.paths import project_root",
+        "workflow/__init__": "",
+        "workflow/digests": "",
+        "workflow/paths": "x = 1",
+        "workflow/downloads/__init__": "",
+        "workflow/downloads/fetch": "x = 1",
     }.items():
-        (package / f"{name}.py").write_text(source)
-    monkeypatch.setattr(digests, "__file__", str(package / "digests.py"))
-    found = digests.module_digests(["%matplotlib inline\nfrom sgdm_utils import one, paths, six"])
-    assert list(found) == ["five", "four", "one", "six", "three", "two"]
-    (package / "five.py").write_text('"""Now with a docstring."""\n\nx = 1  # and a comment\n')
-    assert digests.module_digests(["import sgdm_utils.one, sgdm_utils.six"]) == found
-    (package / "five.py").write_text("x = 2")
-    assert digests.module_digests(["import sgdm_utils.one, sgdm_utils.six"]) != found
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.py").write_text(source)
+    (root / "metrics/__init__.pyi").write_text(
+        "from . import page\nfrom .audits import enforce\nfrom .pixels import pixcorr, ssim\n"
+    )
+    (root / "workflow/__init__.pyi").write_text(
+        "from .paths import STAGES\nfrom .downloads.fetch import fetch\n"
+    )
+    (root / "metrics/assets").mkdir()
+    (root / "metrics/assets/page.css").write_text("a{}")
+    monkeypatch.setattr(digests, "__file__", str(root / "workflow/digests.py"))
+    digests._face.cache_clear()
+    return root
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "%matplotlib inline\nfrom sgdm_utils import metrics, workflow\nmetrics.pixcorr(workflow.STAGES)",
+        "from sgdm_utils import metrics as m\nm.ssim(1)",
+        "from sgdm_utils.metrics import pixcorr",
+        "from sgdm_utils.metrics import pixels",
+        "from sgdm_utils.metrics.pixels import pixcorr",
+        "import sgdm_utils.metrics.pixels",
+    ],
+)
+def test_the_modules_behind_a_notebook_are_found_in_every_spelling(package, source):
+    found = digests.module_digests([source])
+    assert list(found) == ["helper", "metrics.parts", "metrics.pixels", "signals.files"]
+    (package / "helper.py").write_text('"""Now with a docstring."""\n\nx = 1  # and a comment\n')
+    assert digests.module_digests([source]) == found
+    (package / "helper.py").write_text("x = 2")
+    assert digests.module_digests([source]) != found
+
+
+def test_an_edit_concerns_those_who_use_the_name_and_not_the_whole_room(package):
+    """Editing the audits makes the evaluation stale and leaves the training of the encoder alone."""
+    audit, score = (
+        "from sgdm_utils import metrics\nmetrics.enforce()",
+        "from sgdm_utils import metrics",
+    )
+    sources = {"06": [audit], "02": [score, "metrics.pixcorr(a)"]}
+    before = {name: digests.module_digests(cells) for name, cells in sources.items()}
+    (package / "metrics/audits.py").write_text("x = 2")
+    after = {name: digests.module_digests(cells) for name, cells in sources.items()}
+    assert before["06"] != after["06"] and before["02"] == after["02"]
+
+
+def test_what_is_used_whole_counts_whole_and_downloads_count(package):
+    whole = digests.module_digests(["from sgdm_utils import metrics\nshow(metrics)"])
+    assert {"metrics.audits", "metrics.page", "metrics.pixels"} <= set(whole)
+    fetched = digests.module_digests(["from sgdm_utils import workflow\nworkflow.fetch('x')"])
+    assert list(fetched) == ["workflow.downloads.fetch"]
+
+
+def test_style_sheets_and_modules_beside_the_notebook_count(package, tmp_path):
+    (tmp_path / "mine.py").write_text("x = 1")
+    source = "import mine\nfrom sgdm_utils.metrics import page"
+    found = digests.module_digests([source], tmp_path)
+    assert list(found) == ["./mine", "metrics.page"]
+    (package / "metrics/assets/page.css").write_text("a{color:red}")
+    (tmp_path / "mine.py").write_text("x = 2")
+    again = digests.module_digests([source], tmp_path)
+    assert all(again[name] != found[name] for name in found)
+
+
+def test_an_empty_cell_or_a_comment_costs_nothing(study):
+    before = digests.notebook_code_digest("00_data")
+    book = nbformat.read(paths.notebook_path("00_data"), as_version=4)
+    book.cells += [nbformat.v4.new_code_cell(""), nbformat.v4.new_code_cell("# a thought")]
+    nbformat.write(book, paths.notebook_path("00_data"))
+    assert digests.notebook_code_digest("00_data") == before
 
 
 def test_text_that_looks_like_a_comment_or_a_docstring_stays_code():

@@ -813,14 +813,19 @@ def test_the_shipped_catalogue_is_in_order():
 def test_every_reader_has_an_entry_and_the_other_way_round():
     """The names are read from the source: importing every reader takes seconds."""
     tree = ast.parse(
-        Path(downloads_catalogue.__file__).with_name("readers.py").read_text(encoding="utf-8")
+        (paths.project_root() / "sgdm_utils/datasets/readers.py").read_text(encoding="utf-8")
     )
     table = next(
         node.value
         for node in tree.body
         if isinstance(node, ast.AnnAssign) and node.target.id == "FORMS"
     )
-    readers = {ast.literal_eval(key) for key in table.keys} | {"bids"}
+    refused = next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "BLOCK_DESIGNS"
+    )
+    readers = {ast.literal_eval(key) for key in [*table.keys, *refused.keys]} | {"bids"}
     assert len(readers) > 8
     assert {
         form for e in downloads_catalogue.load_catalogue().values() for form in e.forms
@@ -840,7 +845,10 @@ def test_the_repackaging_lists_both_files_of_ten_people():
 def test_the_trunks_are_the_ones_that_torchvision_and_the_metrics_name():
     """Read as text: importing torch would take longer than all the other tests here."""
     torchvision = Path(importlib.util.find_spec("torchvision").origin).parent / "models"
-    metrics = Path(downloads_catalogue.__file__).with_name("metrics.py").read_text(encoding="utf-8")
+    metrics = "".join(
+        p.read_text(encoding="utf-8")
+        for p in (paths.project_root() / "sgdm_utils/metrics").glob("*.py")
+    )
     for name, module in (
         ("weights_lpips_alexnet", "alexnet.py"),
         ("weights_lpips_vgg16", "vgg.py"),

@@ -73,10 +73,10 @@ def test_a_log_gets_a_line_per_section_and_the_time_and_memory_at_the_end(projec
 
 
 def test_a_long_cell_is_heard_of_in_a_log(project, monkeypatch):
-    sources = (project.root / "sgdm_utils" / "progress.py").read_text()
+    sources = (project.root / "sgdm_utils/workflow/progress.py").read_text()
     short = sources.replace("_LOG_EVERY_S = 15.0", "_LOG_EVERY_S = 1.0")
     assert short != sources
-    (project.root / "sgdm_utils" / "progress.py").write_text(short)
+    (project.root / "sgdm_utils/workflow/progress.py").write_text(short)
     project.edit_notebook("00_data", "values =", "import time; time.sleep(4)\nvalues =")
     assert project.run("00_data").stderr.count("cell 3/3") >= 3
 
@@ -168,7 +168,7 @@ def test_a_parameter_that_does_not_fit_is_refused_by_runner_and_graph(project, v
 def test_papermill_comes_without_the_grammar_of_addresses(project):
     """It would take a second before each notebook; jsonschema still loads it for who asks later."""
     code = (
-        "import sys; from sgdm_utils import run; run._papermill(); "
+        "import sys; from sgdm_utils.workflow import run; run._papermill(); "
         "assert 'jsonschema' in sys.modules and 'rfc3987_syntax' not in sys.modules; "
         "import rfc3987_syntax"
     )
