@@ -19,7 +19,7 @@ STRIP := $(PY) -m nbstripout --keep-output --keep-count \
 # Threads that wait in a loop keep a busy neighbour off the core; the digits are the same.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo smoke study seeds evaluate experiments test test-all lint unit notebooks-test benchmark lab report notebooks lock clean environment
+.PHONY: help demo smoke study seeds evaluate experiments test test-all lint unit benchmark lab report notebooks lock clean environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
