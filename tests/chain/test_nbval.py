@@ -1,7 +1,8 @@
 """nbval in CI: the small study is executed a second time and has to print the same.
 
 Its notebooks were executed once by papermill (the fixture `smoke_run`); what their check cells printed
-then is what nbval compares with. So the comparison holds on any processor. That the *demo* prints what
+then is what nbval compares with. So the comparison holds on any processor
+(that it is alive, a changed text failing, is tested in `test_notebooks`). That the *demo* prints what
 is committed in ``notebooks/`` is checked by ``make test-all``: it takes the better part of an hour on
 a processor without matrix units.
 """
@@ -67,16 +68,3 @@ def test_the_small_study_prints_the_same_again(second_run):
     assert done.returncode == 0, done.stdout[-6000:]
     passed = int(re.search(r"(\d+) passed", done.stdout)[1])
     assert checks >= len(notebooks) and passed > 10 * len(notebooks)
-
-
-def test_an_altered_output_is_noticed(second_run):
-    """The comparison is alive: a check cell whose stored text was changed fails."""
-    path = executed(second_run)[-1]
-    book = nbformat.read(path, as_version=4)
-    cell = next(c for c in book.cells if CHECK in c.metadata.get("tags", []))
-    text = next(o for o in cell.outputs if o.get("name") == "stdout")
-    text["text"] = text["text"].replace("True", "False", 1) + "one line more\n"
-    altered = path.with_name("altered.ipynb")
-    nbformat.write(book, altered)
-    done = nbval(second_run, altered)
-    assert done.returncode == 1 and "1 failed" in done.stdout, done.stdout[-3000:]

@@ -173,7 +173,7 @@ def checked(tmp_path):
             [
                 *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
                 *("--nbval-lax", "--nbval-current-env"),
-                *("--nbval-sanitize-with", str(root / "tests" / "nbval_sanitize.cfg")),
+                *("--nbval-sanitize-with", str(root / "tests/chain/nbval_sanitize.cfg")),
                 *("--rootdir", str(tmp_path), "-c", str(root / "pyproject.toml")),
                 *("-p", "conftest", str(tmp_path / "tiny.ipynb")),
             ],
