@@ -1,4 +1,3 @@
-from .calibration import expected_calibration_error, fit_temperature
 from .clip import (
     clip_features,
     clip_pixels,
