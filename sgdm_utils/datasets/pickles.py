@@ -1,34 +1,44 @@
-"""Pickled data sets, opened without running them and without reading them.
+"""Pickled data sets, opened without running them.
 
 Public EEG is handed around as pickles, and a pickle is a program: it names functions and has them
-called. The reader here answers to the few names that NumPy arrays and plain containers need and
-refuses all others before anything is looked up or called. The large arrays inside are not read but
-mapped where they lie, so an 8 GB file opens in milliseconds.
+called. A pickle is looked through here before it is read: names other than those of NumPy arrays
+and plain containers, and instructions that these do not need, are refused.
 """
 
 from __future__ import annotations
 
-import math
+import collections
+import os
 import pickle
+import pickletools
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
 
-from sgdm_utils.datasets.unpickling import (
-    AGAIN,
-    MAP_ABOVE,
-    Payload,
-    Source,
-    Unpickler,
-    UnsafePickleError,
-    make_array,
-)
 from sgdm_utils.errors import DatasetError
+from sgdm_utils.workflow import atomic
 
-__all__ = ["MAP_ABOVE", "UnsafePickleError", "load", "read_header"]
+__all__ = ["UnsafePickleError", "convert", "load", "read_header"]
 
-_NPY_MAGIC = b"\x93NUMPY"
+AGAIN = "Download the file again and compare its checksum"
+_REMEDY = (
+    "Nothing of it was executed. Take the file from its official source and compare the checksum; "
+    "if it is what its makers publish, ask them for plain arrays"
+)
+_MAGIC = b"\x93NUMPY"
+_DTYPE = re.compile(r"b1|[iu][1248]|f(2|4|8|12|16)|c(8|16|24|32)|[SUV]\d{1,9}|O8?")
+_REFUSED = (
+    "EXT1 EXT2 EXT4 PERSID BINPERSID INST OBJ NEWOBJ NEWOBJ_EX NEXT_BUFFER READONLY_BUFFER".split()
+)
+_MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
+
+
+class UnsafePickleError(DatasetError):
+    """A pickle asks for more than arrays and plain containers; nothing of it was executed."""
 
 
 def load(path: Path) -> Any:
@@ -38,63 +48,72 @@ def load(path: Path) -> Any:
     ----------
     path : Path
         A `.npy` array, a `.npy` that wraps a pickled object (0-d object array), or a plain pickle
-        of protocol 0 to 5, told apart by their first bytes and not by the name.
+        of protocol 0 to 5, told apart by their first bytes and not by the name. What `convert` made
+        of a pickle is read in its place.
 
     Returns
     -------
     ndarray, dict, list, tuple, set, str, bytes, number, ...
-        A 0-d object array comes back as the object in it. Numeric arrays are read-only. Those of
-        a `.npy` file, and those of more than 64 KiB in a pickle, are `np.memmap` views of `path`
-        itself, which must not be changed while they are in use; in a pickle they begin at any
-        byte, so they need not be aligned.
+        The array of a `.npy` file is a read-only map of it; what a pickle holds is in memory.
 
     Raises
     ------
     UnsafePickleError
         The pickle names a function or class that arrays and plain containers do not need, or uses
-        an instruction of the pickle machine that they do not need.
+        an instruction that they do not need.
     DatasetError
-        No such file, an empty or truncated one, one that is no pickle, one that contradicts itself.
-
-    Notes
-    -----
-    The bytes of arrays that Python 2 or protocol 0 to 2 wrote are stored as text: they cannot be
-    mapped and are decoded in memory.
+        No such file, an empty, damaged or truncated one, a pickle too large for the memory.
     """
     path = Path(path)
     try:
-        stream = open(path, "rb")
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if not size:
+                raise DatasetError(f"{path} is empty (0 bytes). {AGAIN}")
+            if stream.read(len(_MAGIC)) == _MAGIC:
+                stream.seek(0)
+                _, dtype, _, _ = read_header(stream, path)
+                if dtype.kind != "O":
+                    return _map(path, dtype)
+            else:
+                stream.seek(0)
+            folder = _converted(path)
+            if folder.is_dir():
+                return {file.stem: load(file) for file in sorted(folder.glob("*.npy"))}
+            if 2 * size > (free := psutil.virtual_memory().available):
+                raise DatasetError(
+                    f"{path} is a pickle of {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory "
+                    "are free. Convert it once where there is twice its size, with "
+                    f"sgdm_utils.datasets.pickles.convert, and put {folder.name}/ beside it"
+                )
+            value = _unpickle(stream, path, size)
     except OSError as error:
         raise DatasetError(f"{path} cannot be opened ({error.strerror}): is the path right?") from (
             error
         )
-    with stream:
-        source = Source(stream, path)
-        if not source.size:
-            raise DatasetError(f"{path} is empty (0 bytes). {AGAIN}")
-        magic = stream.read(len(_NPY_MAGIC))
-        stream.seek(0)
-        try:
-            if _NPY_MAGIC.startswith(magic) and len(magic) < len(_NPY_MAGIC):
-                source.truncated("the header of the array")
-            value = _read_npy(source) if magic == _NPY_MAGIC else Unpickler(source).load()
-            if isinstance(value, np.ndarray) and value.dtype.kind == "O" and not value.ndim:
-                value = value.item()
-        except DatasetError:
-            raise
-        except Exception as error:  # a damaged pickle leads the machine into any of them
-            if magic[:1] not in (pickle.PROTO, _NPY_MAGIC[:1]):  # protocols 0 and 1 have no mark
-                source.foreign(error)
-            raise DatasetError(
-                f"{path} is damaged near byte {stream.tell()} ({type(error).__name__}: {error}). "
-                f"{AGAIN}"
-            ) from error
-        if stream.tell() != source.size:
-            raise DatasetError(
-                f"{path}: {source.size - stream.tell()} bytes follow after the end of the data. "
-                f"Was something appended to the file? {AGAIN}"
-            )
+    if isinstance(value, np.ndarray) and value.dtype.kind == "O" and not value.ndim:
+        value = value.item()
     return value
+
+
+def convert(path: Path) -> Path:
+    """Write each entry of a pickled dictionary to a `.npy` file of its own, which can be mapped.
+
+    Parameters
+    ----------
+    path : Path, the pickle; it must fit into the memory here, and stays where it is
+
+    Returns
+    -------
+    Path of the folder beside it, from which `load` reads from now on
+    """
+    content, folder = load(path), _converted(Path(path))
+    if not isinstance(content, dict) or not all(re.fullmatch(r"\w+", str(k)) for k in content):
+        raise DatasetError(f"{path} holds no dictionary of named arrays: nothing to convert")
+    with atomic.atomic_directory(folder) as part:
+        for name, value in content.items():
+            np.save(part / f"{name}.npy", value)
+    return folder
 
 
 def read_header(stream: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype, bool, int]:
@@ -128,21 +147,183 @@ def read_header(stream: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype
     return shape, dtype, fortran_order, stream.tell()
 
 
-def _read_npy(source: Source) -> Any:
-    shape, dtype, fortran_order, offset = read_header(source.stream, source.path)
-    if dtype.kind == "O":
-        value = Unpickler(source).load()
-        if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype.kind != "O":
-            raise DatasetError(
-                f"{source.path}: its header promises an object array of shape {shape}, its content "
-                f"is something else. {AGAIN}"
-            )
-        return value
+def _converted(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.arrays")
+
+
+def _map(path: Path, dtype: np.dtype) -> np.ndarray:
     if dtype.hasobject:
-        raise UnsafePickleError(
-            f"{source.path} holds records with objects in them ({dtype}); only numbers, text, bytes "
-            "and plain objects are read. Export each field as an array of its own"
+        raise UnsafePickleError(f"{path} holds records with objects in them ({dtype}). {_REMEDY}")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise DatasetError(f"{path} is truncated ({error}). {AGAIN}") from error
+
+
+# ------------------------------------------------------------------ the pickle machine
+
+
+def _unpickle(stream: BinaryIO, path: Path, size: int) -> Any:
+    start = stream.tell()
+    _look_through(stream, path, start, size)
+    stream.seek(start)
+    try:
+        return _plain(_Unpickler(stream, path).load(), path)
+    except DatasetError:
+        raise
+    except Exception as error:  # a damaged pickle leads the machine into any of them
+        raise DatasetError(
+            f"{path} is damaged near byte {stream.tell()} ({type(error).__name__}: {error}). {AGAIN}"
+        ) from error
+
+
+def _look_through(stream: BinaryIO, path: Path, start: int, size: int) -> None:
+    """Refuse instructions and sizes that no data need, before any of them is followed."""
+    seen = 0
+    try:
+        for opcode, value, at in pickletools.genops(stream):
+            seen += 1
+            if opcode.name in _REFUSED and seen > 1:
+                raise UnsafePickleError(
+                    f"{path} uses the pickle instruction {opcode.name} at byte {at}, which arrays "
+                    f"and plain containers do not need. {_REMEDY}"
+                )
+            too_large = opcode.name in (*_MEMO, "FRAME") and value > size
+            if opcode.name in _REFUSED or too_large:
+                raise ValueError(f"{opcode.name} {value}")
+    except DatasetError:
+        raise
+    except Exception as error:
+        stream.seek(start)
+        begin = stream.read(24)
+        if begin[:1] != pickle.PROTO:  # protocols 0 and 1 have no mark
+            raise DatasetError(
+                f"{path} is neither a .npy array nor a pickle: it begins with {begin!r}. Is it the "
+                "right file, or an error page of the server's?"
+            ) from error
+        raise DatasetError(f"{path} is truncated or damaged ({error}). {AGAIN}") from error
+    if stream.tell() != size:
+        raise DatasetError(
+            f"{path}: {size - stream.tell()} bytes follow after the end of the data. Was something "
+            f"appended to the file? {AGAIN}"
         )
-    payload = Payload(offset, math.prod(shape) * dtype.itemsize)
-    source.skip(payload.length)
-    return make_array(source, shape, dtype, "F" if fortran_order else "C", payload)
+
+
+class _Name:
+    """What a pickle gets for a name that it may use; nothing else can be done with it than call."""
+
+    __slots__ = ("_call", "_name")
+
+    def __init__(self, name: str, call: Callable[..., Any] | None):
+        self._name, self._call = name, call
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self._call is None:
+            raise UnsafePickleError(f"a pickle has {self._name} called. {_REMEDY}")
+        return self._call(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise UnsafePickleError(f"a pickle sets attributes of {self._name}. {_REMEDY}")
+
+
+class _Dtype:
+    """A dtype whose state is not believed: flags of its own would turn bytes into pointers."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: str, align: bool = False, copy: bool = True):
+        if not isinstance(name, str) or not _DTYPE.fullmatch(name):
+            raise UnsafePickleError(f"a pickle holds values of dtype {name!r}. {_REMEDY}")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, endian, base, names, *_ = state
+        if base is not None or names is not None:
+            raise UnsafePickleError(f"a pickle holds records, which are not read. {_REMEDY}")
+        self.dtype = np.dtype({"|": "|", "=": "=", "<": "<", ">": ">"}[endian] + self.dtype.str[1:])
+
+
+class _Array(np.ndarray):
+    """An array that takes its state as NumPy's do, with a dtype of ours."""
+
+    def __setstate__(self, state: tuple) -> None:
+        *version, shape, dtype, fortran_order, content = state
+        super().__setstate__((*version, shape, dtype.dtype, fortran_order, content))
+
+
+class _Unpickler(pickle.Unpickler):
+    """An unpickler that looks names up in a short list; nothing is imported."""
+
+    def __init__(self, stream: BinaryIO, path: Path):
+        super().__init__(stream, encoding="latin1")  # Python 2 stored array bytes as text
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> _Name:
+        module = module.replace("numpy._core.", "numpy.core.").replace("__builtin__", "builtins")
+        try:
+            return _Name(name, _NAMES[f"{module}.{name}"])
+        except KeyError:
+            raise UnsafePickleError(
+                f"{self._path} asks for {module}.{name}, which is neither a NumPy array nor a plain "
+                f"container. {_REMEDY}"
+            ) from None
+
+
+def _new_array(kind: Any, shape: Any, typecode: Any) -> _Array:
+    return np.ndarray.__new__(_Array, (0,), "b")
+
+
+def _from_buffer(
+    content: Any, dtype: _Dtype, shape: Any, order: str, axes: Any = None
+) -> np.ndarray:
+    if dtype.dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError(f"{dtype.dtype} of shape {shape} in a buffer")
+    array = np.frombuffer(content, dtype.dtype)
+    if order == "K" and axes is not None:
+        return array.reshape(shape, order="C").transpose(axes)
+    return array.reshape(shape, order=order)
+
+
+def _scalar(dtype: _Dtype, content: Any) -> Any:
+    if dtype.dtype.hasobject:
+        raise ValueError("a scalar of objects")
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return np.ndarray((), dtype.dtype, content)[()] if content else dtype.dtype.type()
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"bytes written as {encoding!r}")
+    return text.encode("latin1")
+
+
+_NAMES: dict[str, Callable[..., Any] | None] = {
+    "numpy.ndarray": None,
+    "numpy.dtype": _Dtype,
+    "numpy.core.multiarray._reconstruct": _new_array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "_codecs.encode": _encode,
+    "builtins.set": set,
+    "builtins.frozenset": frozenset,
+    "builtins.bytes": lambda: b"",
+    "collections.OrderedDict": collections.OrderedDict,
+}
+
+
+def _plain(value: Any, path: Path) -> Any:
+    """Return nested containers with NumPy's own arrays in them."""
+    if isinstance(value, np.ndarray):
+        value = value.view(np.ndarray)
+        if value.dtype.kind == "O":
+            for at, part in np.ndenumerate(value):
+                value[at] = _plain(part, path)
+        return value
+    if isinstance(value, dict):
+        pairs = [(_plain(key, path), _plain(part, path)) for key, part in value.items()]
+        return type(value)(pairs)
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value)(_plain(part, path) for part in value)
+    if isinstance(value, _Name | _Dtype):
+        raise UnsafePickleError(f"{path} holds a function or class itself, not data. {_REMEDY}")
+    return value

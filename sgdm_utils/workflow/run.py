@@ -9,23 +9,28 @@ failed, is kept in ``reports/<study>/executed``. ``--list`` shows what a study c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
 import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
+
 from sgdm_utils.workflow import config as study_config
 from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.config import ConfigError, Step, StudyConfig
-from sgdm_utils.workflow.progress import Progress
 
-_ENGINE = "sgdm-progress"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_HEADING = re.compile(r"^#{1,4}\s+(.+?)\s*#*$", re.MULTILINE)
+_SAMPLE_EVERY_S = 0.5
 
 
 class NotebookFailed(RuntimeError):
@@ -68,21 +73,16 @@ def execute(config: StudyConfig, step: Step) -> Path:
     # The kernel imports this copy of the package, also where another checkout is installed.
     search = [str(paths.project_root()), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
-    _register_engine()
-    cells = papermill.iorw.load_notebook_node(str(source)).cells
-    progress = Progress(_label(step), _with_injected(cells, bool(differing)), sys.stderr)
-    failure = None
+    label, started, failure = _label(step), time.time(), None
     try:
-        with progress:
+        with _memory_of_children() as peak:
             papermill.execute_notebook(
                 str(source),
                 str(running),
                 parameters=differing,
-                engine_name=_ENGINE,
                 kernel_name="python3",
-                progress_bar=False,
+                progress_bar={"desc": label, "mininterval": 0.5 if sys.stderr.isatty() else 15},
                 cwd=str(source.parent),
-                progress=progress,
                 # Results are written when the last cell ends, and waiting for a kernel with torch
                 # to take itself apart would add two seconds. Preprocessing has scratch files,
                 # which its kernel removes in the end.
@@ -92,15 +92,15 @@ def execute(config: StudyConfig, step: Step) -> Path:
             )
     except PapermillExecutionError as error:
         message = _ANSI.sub("", f"{error.ename}: {error.evalue}")
-        section = progress.section(error.cell_index)
+        section = _failed_section(nbformat.read(running, as_version=4).cells)
         failure = (
-            f"[{progress.label}] failed in cell In [{error.exec_count}]"
+            f"[{label}] failed in cell In [{error.exec_count}]"
             f"{f' of section {section!r}' if section else ''}\n{message}"
         )
     except DeadKernelError:
         failure = (
-            f"[{progress.label}] the kernel died after {progress.elapsed:.0f} s, having used up to "
-            f"{progress.peak_rss / 1e9:.1f} GB. If that is about what this machine has, it ran out "
+            f"[{label}] the kernel died after {time.time() - started:.0f} s, having used up to "
+            f"{peak[0] / 1e9:.1f} GB. If that is about what this machine has, it ran out "
             "of memory: choose smaller batches or fewer pictures in the study's configuration"
         )
     finally:
@@ -110,9 +110,11 @@ def execute(config: StudyConfig, step: Step) -> Path:
             nbformat.write(notebook, running)
             os.replace(running, target)
     if not failure and step.stage in paths.STAGES:
-        failure = _nothing_new(step, progress)
+        failure = _nothing_new(step, started)
     if failure:
         raise NotebookFailed(f"{failure}\nExecuted copy: {paths.relative(target)}")
+    took = f"{clock(time.time() - started)}, peak {peak[0] / 1e9:.1f} GB"
+    print(f"[{label}] done in {took}", file=sys.stderr)
     return target
 
 
@@ -164,42 +166,53 @@ def _papermill() -> ModuleType:
     return papermill
 
 
-def _register_engine() -> None:
-    from papermill.engines import NBClientEngine, papermill_engines
-
-    class ProgressEngine(NBClientEngine):
-        """papermill's own engine, telling a `Progress` when a cell begins."""
-
-        @classmethod
-        def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
-            progress = kwargs.pop("progress")
-            tell = nb_man.cell_start
-
-            def cell_start(cell: Any, cell_index: int, **rest: Any) -> None:
-                progress.cell(cell_index)
-                tell(cell, cell_index, **rest)
-
-            nb_man.cell_start = cell_start
-            return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
-
-    papermill_engines.register(_ENGINE, ProgressEngine)
+def clock(seconds: float) -> str:
+    """Return a duration as ``m:ss``, or ``h:mm:ss`` from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _with_injected(cells: list[dict], injected: bool) -> list[dict]:
-    """Return the cells as papermill will run them, with the cell of injected parameters."""
-    if not injected:
-        return cells
-    after = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
-    return [*cells[: after + 1], {"cell_type": "code", "source": ""}, *cells[after + 1 :]]
+@contextlib.contextmanager
+def _memory_of_children() -> Iterator[list[int]]:
+    """Sample the resident memory of what this process started; yields a list of the peak, bytes."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_SAMPLE_EVERY_S):
+            now = 0
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    now += process.memory_info().rss
+            peak[0] = max(peak[0], now)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
 
 
-def _nothing_new(step: Step, progress: Progress) -> str | None:
+def _failed_section(cells: list[Any]) -> str:
+    """Return the heading above the first cell with an error."""
+    section = ""
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            section = (_HEADING.findall(cell.source) or [section])[-1]
+        elif any(output.output_type == "error" for output in cell.get("outputs", [])):
+            break
+    return section
+
+
+def _nothing_new(step: Step, started: float) -> str | None:
     """Return what is wrong when a notebook ran to its end without writing its artifact."""
     manifest = step.artifact / "manifest.json"
-    if manifest.is_file() and manifest.stat().st_mtime >= time.time() - progress.elapsed - 1:
+    if manifest.is_file() and manifest.stat().st_mtime >= started - 1:
         return None
     return (
-        f"[{progress.label}] ran to its end but did not write {paths.relative(step.artifact)}: "
+        f"[{_label(step)}] ran to its end but did not write {paths.relative(step.artifact)}: "
         f"its last section has to call provenance.write_artifact(..., {step.stage!r}, ...)"
     )
 

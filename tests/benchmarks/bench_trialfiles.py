@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -26,13 +27,6 @@ import pandas as pd
 import psutil
 import pytest
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1] / "helpers")
-)  # also when run as a script
-
-from large_pickle import write_large_pickle
-
-from sgdm_utils.datasets import pickles
 from sgdm_utils.signals import files as signals_files
 from sgdm_utils.signals import writing
 from sgdm_utils.signals.writing import TrialWriter
@@ -91,16 +85,10 @@ def _unpickled(path: Path) -> np.ndarray:
     return data.reshape(-1, *data.shape[2:])
 
 
-def _mapped_pickle(path: Path) -> np.ndarray:
-    data = pickles.load(path)["preprocessed_eeg_data"]
-    return data.reshape(-1, *data.shape[2:])
-
-
 OPEN: dict[str, Callable[[Path], object]] = {
     "TrialFile": signals_files.TrialFile,
     "np.memmap": lambda path: np.load(path, mmap_mode="r"),
     "unpickling": _unpickled,
-    "pickles.load": _mapped_pickle,
 }
 
 
@@ -181,13 +169,13 @@ def measure_stream(reader: str, files: list[Path], n_batches: int) -> list[dict]
 
 
 def measure_convert(path: Path, target: Path) -> list[dict]:
-    """Bring a pickle into a float32 file."""
+    """Bring a float64 array into a float32 file."""
     memory, most, start = _Memory(), [0.0, 0.0], time.perf_counter()
 
     def watch(done: int, total: int) -> None:
         most[:] = np.maximum(most, memory.grown()).tolist()
 
-    writing.convert(_mapped_pickle(path), target, progress=watch)
+    writing.convert(np.load(path, mmap_mode="r"), target, progress=watch)
     row = dict(case="convert", trials=len(signals_files.TrialFile(target)))
     seconds = time.perf_counter() - start
     return [row | dict(seconds=seconds, resident_gb=most[0], private_gb=most[1])]
@@ -283,17 +271,20 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def test_first_batch_of_a_subject(folder, results):
     n_trials = TRIALS // 4 * 4
-    eeg, pickled = folder / "eeg.npy", folder / "preprocessed_eeg_training.npy"
+    eeg, double, pickled = (folder / f"{name}.npy" for name in ("eeg", "double", "pickled"))
     try:
-        write_large_pickle(pickled, (n_trials // 4, 4, *TRIAL_SHAPE), blocks(n_trials))
-        tables = [in_a_process("convert", "convert", [pickled, eeg])]
+        array = np.lib.format.open_memmap(double, "w+", float, (n_trials, *TRIAL_SHAPE))
+        for start, block in zip(itertools.count(0, 400), blocks(n_trials), strict=False):
+            array[start : start + len(block)] = block
+        with open(pickled, "wb") as stream:
+            pickle.dump({"preprocessed_eeg_data": array.reshape(-1, 4, *TRIAL_SHAPE)}, stream)
+        del array
+        tables = [in_a_process("convert", "convert", [double, eeg])]
         tables += [in_a_process("open", reader, [eeg]) for reader in ("TrialFile", "np.memmap")]
-        tables += [
-            in_a_process("open", reader, [pickled]) for reader in ("pickles.load", "unpickling")
-        ]
+        tables += [in_a_process("open", "unpickling", [pickled])]
     finally:
-        eeg.unlink(missing_ok=True)
-        pickled.unlink(missing_ok=True)
+        for path in (eeg, double, pickled):
+            path.unlink(missing_ok=True)
     table = pd.concat(tables, ignore_index=True)
     record(results, table)
     first = table[table["case"] == "first batch"].set_index("reader")

@@ -332,10 +332,10 @@ def test_flat_trials_are_the_rows_that_were_kept(whole):
         assert [f"0{s}" for s in one["recorded_session"]] == same["session"].tolist()
 
 
-def test_flat_signal_is_mapped_not_loaded(whole):
+def test_flat_signal_is_that_of_the_file(whole):
     found = read(whole, "alljoined_flat")
     signal = forms.read_epochs(found.recordings.iloc[0], whole)
-    assert isinstance(signal.data, np.memmap) and signal.data.shape == (36, 32, 250)
+    assert signal.data.shape == (36, 32, 250)
     np.testing.assert_array_equal(signal.data, np.random.default_rng(1).normal(size=(36, 32, 250)))
     assert signal.unit == "whitened" and signal.sfreq == pytest.approx(250)
     assert (signal.times[0], signal.times[-1]) == (0, 0.996)

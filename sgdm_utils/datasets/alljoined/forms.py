@@ -150,7 +150,7 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
 
 
 def read_epochs(recording: Mapping[str, Any], root: Path) -> EpochedSignal:
-    """Open the trials of one flat file; nothing is loaded.
+    """Open the trials of one flat file.
 
     Raises
     ------

@@ -87,9 +87,6 @@ def tables(
 def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.RawArray:
     """Read one raw recording, without its stimulus row.
 
-    The samples are a private map of the file: they come into memory where they are used, and are
-    copied where they are changed.
-
     Parameters
     ----------
     recording : row of `StudyTables.recordings`
@@ -116,8 +113,7 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.RawArray:
             f"{path}: the channels vary by {size:.3g} (median SD): these are not volts. "
             "Microvolts? Divide them by 1e6 and save the file again"
         )
-    eeg = _private(data)[:-1]
-    del data
+    eeg = np.require(data, np.float64, ["C", "W"])[:-1]
     info = mne.create_info(ch_names, sfreq, "eeg", verbose="error")
     raw = mne.io.RawArray(eeg, info, verbose="error")
     raw.set_montage(STANDARD_MONTAGE, verbose="error")
@@ -125,7 +121,7 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.RawArray:
 
 
 def read_epochs(recording: Mapping[str, Any], root: Path) -> EpochedSignal:
-    """Open the trials of one preprocessed file; nothing is copied.
+    """Open the trials of one preprocessed file.
 
     Parameters
     ----------
@@ -303,15 +299,6 @@ def _pulses(row: np.ndarray, sfreq: float, where: str) -> tuple[np.ndarray, np.n
         raise DatasetError(f"{where}: the stimulus row holds no event: nothing says what was shown")
     check_spacing(sample, sfreq, where)
     return sample, np.asarray(row[sample], dtype=np.float64)
-
-
-def _private(data: np.ndarray) -> np.ndarray:
-    """A writable view that leaves the file as it is: a copy-on-write map, or a copy in memory."""
-    if isinstance(data, np.memmap) and data.dtype == np.float64 and data.flags.c_contiguous:
-        return np.memmap(
-            data.filename, dtype=data.dtype, mode="c", offset=data.offset, shape=data.shape
-        )
-    return np.array(data, dtype=np.float64)
 
 
 def _merge_axes(data: np.ndarray, path: Path) -> np.ndarray:
