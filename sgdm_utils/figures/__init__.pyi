@@ -1,4 +1,13 @@
-from . import page
+from .explorer import (
+    explorer_data,
+    explorer_eeg,
+    gallery_columns,
+    nearest_pictures,
+    picture_sprites,
+    scalp_sprites,
+)
+from .numbers import comparison_table, condition_table, p_text, readable_table, with_interval
+from .page import Page
 from .panels import (
     COLOURS,
     STAGE_COLOURS,

@@ -3,32 +3,32 @@
 Sections are made of figures, tables and picture cells; all pictures of one condition share one
 sprite (a column of cells), so a picture that is shown in the gallery and in the explorer is stored
 once. Without JavaScript everything but the explorer is there. A content security policy forbids the
-page to load anything from elsewhere.
+page to load anything from elsewhere. The markup is in two templates, ``assets/page.html`` and
+``assets/parts.html``, which escape whatever they did not make themselves.
 """
 
 from __future__ import annotations
 
 import base64
-import html
+import functools
 import io
-import json
-import math
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import jinja2
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from PIL import Image
 
+from sgdm_utils.figures.numbers import number
 from sgdm_utils.workflow.atomic import atomic_file
 
 ASSETS = Path(__file__).parent / "assets"
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'"
-)
 MIME = {"png": "image/png", "jpeg": "image/jpeg"}
 
 
@@ -55,9 +55,10 @@ class Sprite:
     n: int
 
     @property
-    def css(self) -> str:
+    def css(self) -> Markup:
         """The rule that gives cells of this class their image."""
-        return f".{self.name}{{background-image:url({self.uri});background-size:100% {self.n}00%}}"
+        rule = f"background-image:url({self.uri});background-size:100% {self.n}00%"
+        return Markup(f".{self.name}{{{rule}}}")
 
 
 def data_uri(content: bytes, kind: Literal["png", "jpeg"] = "png") -> str:
@@ -104,76 +105,40 @@ def sprite(
     return Sprite(name, data_uri(stream.getvalue(), kind), len(pictures))
 
 
-def cell(of: Sprite, index: int, label: str) -> str:
+def cell(of: Sprite, index: int, label: str) -> Markup:
     """One picture of a sprite; the label is what a screen reader says."""
     if not 0 <= index < of.n:
         raise ReportError(f"sprite {of.name} holds {of.n} pictures, there is no number {index}")
-    place = 100 * index / max(1, of.n - 1)
-    return (
-        f'<span class="pic {of.name}" role="img" aria-label="{html.escape(label, quote=True)}" '
-        f'style="background-position:0 {place:.4f}%"></span>'
-    )
+    return _parts().cell(of, index, 100 * index / max(1, of.n - 1), label)
 
 
-def figure(png: bytes, alt: str, caption: str) -> str:
+def figure(png: bytes, alt: str, caption: str) -> Markup:
     """A figure with its caption; `alt` says in words what is to be seen."""
-    width, height = Image.open(io.BytesIO(png)).size
-    return (
-        f'<figure><img src="{data_uri(png)}" width="{width}" height="{height}" '
-        f'alt="{html.escape(alt, quote=True)}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
+    return _parts().figure(data_uri(png), Image.open(io.BytesIO(png)).size, alt, caption)
 
 
-def number(value: object, digits: int = 3) -> str:
-    """A number as people read it; an empty string for what is missing."""
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, int | np.integer):
-        return str(value)
-    if isinstance(value, float | np.floating):
-        return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.0f}"
-    return str(value)
-
-
-def p_text(p: float) -> str:
-    """A p-value, never as zero."""
-    if math.isnan(p):
-        return ""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def table(frame: pd.DataFrame, caption: str, rows_are: Sequence[str] = ()) -> str:
+def table(frame: pd.DataFrame, caption: str, rows_are: Sequence[str] = ()) -> Markup:
     """A data frame as an HTML table; numbers are aligned, `rows_are` are headings of their rows."""
-    heads = "".join(f'<th scope="col">{html.escape(str(c))}</th>' for c in frame.columns)
-    body = []
-    for row in frame.to_dict("records"):
-        cells = []
-        for name, value in row.items():
-            text = html.escape(value if isinstance(value, str) else number(value))
-            kind = ' class="num"' if _is_numeric(value) else ""
-            cells.append(
-                f'<th scope="row">{text}</th>' if name in rows_are else f"<td{kind}>{text}</td>"
-            )
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return (
-        f"{_region('scroll', caption)}<table><caption>{html.escape(caption)}</caption>"
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
+    rows = [
+        [
+            (name, value if isinstance(value, str) else number(value), _is_numeric(value))
+            for name, value in row.items()
+        ]
+        for row in frame.to_dict("records")
+    ]
+    return _parts().table(list(frame.columns), rows, rows_are, caption)
 
 
-def details(summary: str, content: str) -> str:
-    """Content that is folded away until somebody asks for it."""
-    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+def details(summary: str, content: str) -> Markup:
+    """Content that is folded away until somebody asks for it; text that is no markup is escaped."""
+    return _parts().details(summary, content)
 
 
 def gallery(
     items: Sequence[Mapping[str, str]],
     columns: Iterable[tuple[str, str, Sprite]],
     caption: str,
-) -> str:
+) -> Markup:
     """A table of all reconstructions: one row for each item, one column for each sprite.
 
     Parameters
@@ -182,38 +147,15 @@ def gallery(
     columns : (group, label, sprite); neighbours with one group share a heading
     caption : str
     """
-    columns = list(columns)
-    groups: list[list] = []
-    for group, _, _ in columns:
-        if groups and groups[-1][0] == group:
-            groups[-1][1] += 1
-        else:
-            groups.append([group, 1])
-    begins = [k > 0 and columns[k][0] != columns[k - 1][0] for k in range(len(columns))]
-    first = [' class="first"' if begin else "" for begin in begins]
-    top = "".join(
-        f'<th scope="colgroup" colspan="{n}"{mark}>{html.escape(g)}</th>'
-        for (g, n), mark in zip(groups, [""] + [' class="first"'] * len(groups), strict=False)
-    )
-    heads = "".join(
-        f'<th scope="col"{mark}>{html.escape(label)}</th>'
-        for (_, label, _), mark in zip(columns, first, strict=True)
-    )
-    body = []
-    for i, item in enumerate(items):
-        concept = item["concept"]
-        cells = "".join(
-            f"<td{mark}>{cell(of, i, f'{group} {label}: {concept}'.strip())}</td>"
-            for (group, label, of), mark in zip(columns, first, strict=True)
-        )
-        name = f"{html.escape(concept)}<small>{html.escape(item['id'])}</small>"
-        body.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
-    return (
-        f"{_region('scroll gallery', caption)}<table><caption>{html.escape(caption)}</caption>"
-        f'<thead><tr><th rowspan="2" scope="col">test picture</th>{top}</tr>'
-        f"<tr>{heads}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
+    groups = []
+    for group, members in itertools.groupby(columns, key=lambda column: column[0]):
+        cells = []
+        for _, label, of in members:
+            names = [f"{group} {label}: {item['concept']}".strip() for item in items]
+            pictures = [cell(of, i, name) for i, name in enumerate(names)]
+            cells.append({"label": label, "cells": pictures})
+        groups.append((group, cells))
+    return _parts().gallery(items, groups, caption)
 
 
 def pack_int8(values: np.ndarray) -> dict[str, object]:
@@ -230,15 +172,15 @@ def pack_int8(values: np.ndarray) -> dict[str, object]:
     return {"scale": scale.round(6).tolist(), "data": base64.b64encode(packed.tobytes()).decode()}
 
 
-def explorer(data: Mapping[str, object]) -> str:
-    """The explorer's place in the page and its data; the script fills it."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return (
-        "<noscript><p>The explorer needs JavaScript. Everything else on this page does not: all "
-        "reconstructions are in the table below.</p></noscript>"
-        '<div id="explorer" hidden></div>'
-        f'<script type="application/json" id="explorer-data">{text}</script>'
-    )
+def explorer(data: Mapping[str, object]) -> Markup:
+    """The explorer's place in the page and its data; the script fills it.
+
+    Raises
+    ------
+    ValueError
+        For NaN and infinity, which JSON does not have.
+    """
+    return _parts().explorer(data)
 
 
 def write_page(
@@ -258,7 +200,7 @@ def write_page(
     path : Path
     title, headline : str
     facts : short sentences below the headline
-    sections : (id, heading, html)
+    sections : (id, heading, content); content that is no markup is escaped
     sprites : every sprite that a cell uses
     footer : str
     limit_mb : float, refuse a page above that size
@@ -278,27 +220,18 @@ def write_page(
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ReportError(f"two sprites are called {', '.join(twice)}")
-    style = (ASSETS / "report.css").read_text(encoding="utf-8")
-    script = (ASSETS / "report.js").read_text(encoding="utf-8")
-    links = "".join(f'<a href="#{key}">{html.escape(name)}</a>' for key, name, _ in sections)
-    body = "".join(
-        f'<section id="{key}" aria-labelledby="{key}-h">'
-        f'<h2 id="{key}-h">{html.escape(name)}</h2>{content}</section>'
-        for key, name, content in sections
+    page = _templates().get_template("page.html")
+    text = page.render(
+        title=title,
+        headline=headline,
+        facts=facts,
+        sections=sections,
+        sprites=sprites,
+        footer=footer,
+        style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
+        script=Markup((ASSETS / "report.js").read_text(encoding="utf-8")),
     )
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{html.escape(title)}</title>"
-        f"<style>{style}{''.join(s.css for s in sprites)}</style></head>"
-        '<body><a class="skip" href="#main">Skip to the content</a>'
-        f'<header><p class="kicker">{html.escape(title)}</p>'
-        f"<h1>{html.escape(headline)}</h1>{''.join(f'<p>{html.escape(f)}</p>' for f in facts)}"
-        f'<nav aria-label="Sections">{links}</nav></header><main id="main">{body}</main>'
-        f"<footer>{html.escape(footer)}</footer><script>{script}</script></body></html>\n"
-    )
-    content = page.encode("utf-8")
+    content = text.encode("utf-8")
     size = len(content) / 1e6
     if size > limit_mb:
         raise ReportError(
@@ -310,10 +243,105 @@ def write_page(
     return size
 
 
-def _region(css: str, label: str) -> str:
-    """Opens a box that scrolls by itself, and can be reached by keyboard to do so."""
-    label = html.escape(label, quote=True)
-    return f'<div class="{css}" tabindex="0" role="region" aria-label="{label}">'
+class Page:
+    """The page while a notebook fills it: figures, then sections, then the sentences at its head.
+
+    Parameters
+    ----------
+    folder : Path, gets ``index.html`` and ``figures/<name>.png``
+    title : str
+    dpi : int, dots per inch of the figures
+    limit_mb : float, refuse to write a page above that size
+
+    Attributes
+    ----------
+    sections : list of (id, heading, content)
+
+    Examples
+    --------
+    >>> page = figures.Page(folder, "SGDM study: demo")
+    >>> page.keep("retrieval", "Retrieval of the seen picture. Dashed: chance.")
+    >>> page.add("figures", "Figures", page.figure("retrieval"))
+    >>> page.write("Nothing was shown.", [], "seed 0")
+    """
+
+    table, details, gallery, explorer = map(staticmethod, (table, details, gallery, explorer))
+
+    def __init__(self, folder: Path, title: str, *, dpi: int = 160, limit_mb: float = 6.0) -> None:
+        self.folder, self.title = Path(folder), title
+        self.sections: list[tuple[str, str, Markup]] = []
+        self._dpi, self._limit_mb = dpi, limit_mb
+        self._captions: dict[str, str] = {}
+
+    @property
+    def path(self) -> Path:
+        """Where the page is written."""
+        return self.folder / "index.html"
+
+    @property
+    def figure_names(self) -> list[str]:
+        """Names of the figures that were kept, in their order."""
+        return list(self._captions)
+
+    @property
+    def files(self) -> list[Path]:
+        """The page and the figures as files."""
+        return [self.path, *map(self._png, self._captions)]
+
+    def keep(self, name: str, caption: str) -> None:
+        """Save pyplot's current figure as ``figures/<name>.png``, for the page; then show it."""
+        self._png(name).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self._png(name)) as part:
+            plt.savefig(part, format="png", dpi=self._dpi)
+        self._captions[name] = caption
+        plt.show()
+
+    def figure(self, name: str) -> Markup:
+        """A figure that was kept; the first sentence of its caption stands for it in words."""
+        caption = self._captions[name]
+        return figure(self._png(name).read_bytes(), caption.split(". ")[0], caption)
+
+    def add(self, key: str, heading: str, *parts: str) -> None:
+        """Add a section of tables, figures and what else the methods of this class return."""
+        self.sections.append((key, heading, Markup("").join(parts)))
+
+    def write(
+        self, headline: str, facts: Sequence[str], footer: str, sprites: Iterable[Sprite] = ()
+    ) -> float:
+        """Write the page and return its size in megabytes, see `write_page`."""
+        return write_page(
+            self.path,
+            self.title,
+            headline,
+            facts,
+            self.sections,
+            sprites,
+            footer,
+            self._limit_mb,
+        )
+
+    def _png(self, name: str) -> Path:
+        return self.folder / "figures" / f"{name}.png"
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    compact = {"allow_nan": False, "separators": (",", ":")}
+    environment.policies["json.dumps_kwargs"] = compact
+    return environment
+
+
+@functools.cache
+def _parts() -> jinja2.environment.TemplateModule:
+    return _templates().get_template("parts.html").module
 
 
 def _is_numeric(value: object) -> bool:

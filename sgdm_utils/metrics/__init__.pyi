@@ -30,6 +30,7 @@ from .tables import (
     make_row,
     merge_seeds,
     of_seed,
+    publish_table,
     read_table,
     replace_seeds,
     summarise,

@@ -339,14 +339,53 @@ def merge_seeds(target: str | Path, *sources: str | Path | Iterable[Mapping[str,
     parts = [_rows_of(source) for source in sources]
     if not parts:
         raise TableError(f"{target}: no source was given, there is nothing to merge")
-    # Seeds that run side by side each read, change and write the same file. The lock does not lie
-    # beside the table, because reports are committed.
-    name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"sgdm-table-{name}.lock"):
+    with _locked(target):
         table = read_table(target) if target.is_file() else None
         for part in parts:
             table = replace_seeds(table, part)
         return write_table(target, table.astype(object).to_dict("records"))
+
+
+def publish_table(
+    target: str | Path, rows: pd.DataFrame | str | Path | Iterable[Mapping[str, object]]
+) -> Path:
+    """Put what one run found into a table of the report; rows of other seeds stay.
+
+    Parameters
+    ----------
+    target : path of the CSV
+    rows : DataFrame, or rows from `make_row`, or the path of a table of those
+        A DataFrame may have columns of its own, among them `study` and `seed`; everything else is
+        a table in the form of `COLUMNS` and checked as such, see `merge_seeds`.
+
+    Returns
+    -------
+    Path, of the target, which was replaced whole or not at all
+
+    Raises
+    ------
+    TableError, FileNotFoundError
+        Something is wrong with the target or a row; the target stays as it was.
+    """
+    target = Path(target)
+    if not isinstance(rows, pd.DataFrame):
+        return merge_seeds(target, rows)
+    with _locked(target):
+        earlier = pd.read_csv(target) if target.is_file() else None
+        table = replace_seeds(earlier, rows)
+        with atomic_file(target) as part:
+            digits = f"%.{SIGNIFICANT_DIGITS}g"
+            table.to_csv(part, index=False, float_format=digits, lineterminator="\n")
+    return target
+
+
+def _locked(target: Path) -> FileLock:
+    """A lock for seeds that run side by side: each reads, changes and writes the same file.
+
+    It does not lie beside the table, because reports are committed.
+    """
+    name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"sgdm-table-{name}.lock")
 
 
 def _rows_of(source: str | Path | Iterable[Mapping[str, object]]) -> pd.DataFrame:

@@ -237,6 +237,20 @@ def test_the_rows_of_one_seed_keep_those_that_depend_on_none():
     assert tables.of_seed(rows, 7)["value"].tolist() == [1.0]
 
 
+def test_what_a_run_publishes_leaves_other_seeds_in_any_form_of_table(tmp_path):
+    long = tables.publish_table(tmp_path / "long.csv", [row(1, 0.3)])
+    tables.publish_table(long, [row(0, 0.1)])
+    assert tables.read_table(long)["value"].tolist() == [0.1, 0.3]
+    other = pd.DataFrame({"comparison": ["a > b"], "p": [1 / 3], "study": "demo", "seed": 1})
+    path = tables.publish_table(tmp_path / "other.csv", other)
+    tables.publish_table(path, other.assign(seed=0, p=0.5))
+    lines = ["comparison,p,study,seed", "a > b,0.5,demo,0", "a > b,0.333333,demo,1"]
+    assert path.read_text() == "\n".join(lines) + "\n"
+    with pytest.raises(tables.TableError, match="another version"):
+        tables.publish_table(path, other.drop(columns="p"))
+    assert path.read_text().splitlines() == lines
+
+
 def test_other_tables_with_study_and_seed_are_merged_as_frames():
     old = pd.DataFrame({"comparison": ["a > b"] * 2, "study": "demo", "seed": [0, 1], "p": [1, 2]})
     new = pd.DataFrame({"comparison": ["a > b"], "study": ["demo"], "seed": [0], "p": [3]})

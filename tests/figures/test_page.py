@@ -8,6 +8,8 @@ import json
 import re
 from html.parser import HTMLParser
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image
 from sgdm_utils.figures import page as figures_page
 from sgdm_utils.figures import panels
 
+matplotlib.use("Agg")
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 
 
@@ -125,6 +128,26 @@ def test_text_cannot_become_markup(pictures, tmp_path):
     assert page.open == []
 
 
+def test_what_no_macro_made_is_text_wherever_it_stands(pictures, tmp_path):
+    """Content of a section or of a fold that is a plain string cannot bring markup in."""
+    evil = '</section><img src="https://a.org/x.png" onerror="alert(1)">'
+    png = base64.b64decode(figures_page.sprite("s", pictures).uri.partition(",")[2])
+    content = figures_page.details(evil, evil) + figures_page.figure(png, evil, evil)
+    figures_page.write_page(
+        tmp_path / "index.html",
+        evil,
+        evil,
+        [evil],
+        [("a", evil, content), ("b", evil, evil)],
+        [],
+        evil,
+    )
+    page = Page((tmp_path / "index.html").read_text())
+    (image,) = page.all("img")
+    assert image["src"].startswith("data:image/png") and image["alt"] == evil
+    assert "".join(page.text).count(evil) == 13 and page.open == []
+
+
 def test_the_data_of_the_explorer_come_back_unchanged():
     data = {"items": [{"caption": 'a < b & "c" </script>'}], "x": [1.5, None]}
     text = re.search(r"explorer-data\">(.*?)</script>", figures_page.explorer(data)).group(1)
@@ -177,13 +200,24 @@ def test_a_page_that_is_too_large_or_ambiguous_is_not_written(pictures, tmp_path
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == ["index.html"]
 
 
-def test_numbers_are_written_for_people():
-    assert [
-        figures_page.number(x) for x in (0.12345, 3, np.int64(4), True, float("nan"), None, "x")
-    ] == [*("0.123", "3", "4", "yes", "", "", "x")]
-    assert [figures_page.p_text(p) for p in (0.00009, 0.012, 1.0, float("nan"))] == [
-        *("< 0.001", "0.012", "1.000", "")
+def test_a_page_is_filled_with_figures_and_sections(pictures, tmp_path):
+    page = figures_page.Page(tmp_path, "title", dpi=40)
+    plt.plot([0, 1])
+    page.keep("line", "A line goes up. It is straight.")
+    made = figures_page.sprite("s", pictures)
+    page.add("figures", "Figures", page.figure("line"))
+    table = page.table(pd.DataFrame({"a": [1]}), "numbers")
+    page.add("rest", "The rest", page.details("more", table), figures_page.cell(made, 0, "x"))
+    size = page.write("headline", ["fact"], "end", [made])
+    assert size == pytest.approx(page.path.stat().st_size / 1e6)
+    assert [p.relative_to(tmp_path).as_posix() for p in page.files] == [
+        *("index.html", "figures/line.png")
     ]
+    read = Page(page.path.read_text())
+    assert read.open == [] and page.figure_names == ["line"]
+    assert [s["id"] for s in read.all("section")] == ["figures", "rest"]
+    assert [i["alt"] for i in read.all("img")] == ["A line goes up"]
+    plt.close("all")
 
 
 def test_packed_numbers_are_close_and_rows_have_their_own_scale(rng):
