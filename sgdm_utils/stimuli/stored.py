@@ -86,7 +86,7 @@ class StoredStimuli:
         rows = self.row_of.reindex(list(image_ids))
         if rows.isna().any():
             raise KeyError(f"{rows.index[rows.isna()][0]!r} is no image of this study")
-        return rows.to_numpy(dtype=np.int64)
+        return rows.to_numpy(dtype=np.int64, copy=True)  # pandas' own is read-only
 
 
 def open_stimuli(data: Path | Artifact) -> StoredStimuli:
