@@ -4,6 +4,7 @@ from .conditioning import ConditionEmbedder, doubtful_category, fold_maps, shrin
 from .decoder import EEGDecoder
 from .guide import LatentClassifier, category_direction, guided_velocity
 from .networks import make_controlnet, make_unet, predict, resolutions, velocity
-from .pipeline import SGDMPipeline, open_pipeline, write_model_card
+from .pipeline import SGDMPipeline, open_generator, open_pipeline, write_model_card
 from .pretrained.generator import PretrainedGenerator
+from .pretrained.stored import PretrainedParts, PretrainedPipeline, find_parts, save_generator
 from .store import PictureStore

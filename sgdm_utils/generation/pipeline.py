@@ -28,6 +28,11 @@ from sgdm_utils.decoding.training import training_dtype
 from sgdm_utils.generation.conditioning import fold_maps
 from sgdm_utils.generation.guide import category_direction, guided_velocity
 from sgdm_utils.generation.networks import listen_by_resolution, predict, resolutions, velocity
+from sgdm_utils.generation.pretrained.stored import (
+    DESCRIPTION,
+    PretrainedPipeline,
+    load_generator,
+)
 from sgdm_utils.workflow import atomic
 from sgdm_utils.workflow.artifacts import Artifact
 
@@ -305,12 +310,60 @@ def open_pipeline(
     dtype : torch.dtype, optional
         Of UNet and ControlNet, the fast one of the device by default. Autoencoder, EEG decoder and
         category guide stay in float32.
+
+    Raises
+    ------
+    ValueError
+        When the study draws with a pretrained generator: there is no pipeline of its own.
     """
+    if _is_pretrained(artifact):
+        raise ValueError(
+            "this study draws with a pretrained generator (`generator: pretrained` of notebook 05), and "
+            "what is asked for needs the one that notebook 05 trains: use generation.open_generator, "
+            "or set `generator: latent` and run notebook 05 again"
+        )
     dtypes = {"default": dtype or training_dtype(device)}
     dtypes |= dict.fromkeys(("vae", "decoder", "classifier"), torch.float32)
     pipe = SGDMPipeline.from_pretrained(artifact / "model", dtype=dtypes).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def open_generator(
+    artifact: Artifact,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    verify: bool = False,
+) -> SGDMPipeline | PretrainedPipeline:
+    """Open whatever notebook 05 chose to draw with: what it trained, or a pretrained generator.
+
+    Both have a `decoder` (EEG to conditions, with its trust levels) and `generate(embedding, maps,
+    ...)` with the same arguments, and give pictures of the study's size.
+
+    Parameters
+    ----------
+    artifact : `pipeline`
+    device : where the networks go
+    dtype : torch.dtype, optional
+        Of UNet and ControlNet, the fast one of the device by default.
+    verify : bool, compare the digests of local pretrained parts, not only names and sizes
+
+    Raises
+    ------
+    sgdm_utils.generation.pretrained.stored.PartsChanged
+        A pretrained part is not the one that notebook 05 described.
+    """
+    if _is_pretrained(artifact):
+        return load_generator(_folder(artifact), device, dtype, verify)
+    return open_pipeline(artifact, device, dtype)
+
+
+def _folder(artifact: Artifact | Path) -> Path:
+    return artifact if isinstance(artifact, Path) else artifact.path
+
+
+def _is_pretrained(artifact: Artifact | Path) -> bool:
+    return (_folder(artifact) / DESCRIPTION).is_file()
 
 
 def check_components(pipe: DiffusionPipeline) -> None:

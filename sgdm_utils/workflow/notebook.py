@@ -127,6 +127,30 @@ class Run:
             yield out
         print("written:", paths.relative(self.folder))
 
+    def finish(self, reason: str) -> None:
+        """End the notebook with this cell; the cells below it are shown and not run.
+
+        For a choice that makes the rest needless. Each cell that is not run says so and why, in
+        Jupyter as under papermill; a restarted kernel runs all of them again.
+
+        Parameters
+        ----------
+        reason : str, "a pretrained generator draws"
+
+        Raises
+        ------
+        RuntimeError
+            Outside of IPython, where there are no cells to leave out.
+        """
+        from IPython import get_ipython
+
+        shell = get_ipython()
+        if shell is None:
+            raise RuntimeError(f"{self.notebook} ends here ({reason}), but it runs outside IPython")
+        note = f"print({f'not run: {reason}'!r})\n"
+        shell.input_transformers_cleanup.append(lambda lines: [note])
+        print(f"the cells below are not run: {reason}")
+
     def table_path(self, name: str) -> Path:
         """Return the path of a table of the study's report, ``reports/<study>/tables/<name>.csv``."""
         folder = paths.report_dir(self.study) / "tables"

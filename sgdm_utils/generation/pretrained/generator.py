@@ -2,12 +2,8 @@
 
 Meaning enters through an IP-Adapter, as a CLIP image embedding in the place of a picture; structure
 enters through a ControlNet, as a drawing of lines. The text prompt is always empty: the name of a
-class in it would be the answer. `pretrained_sources` says where the parts come from and under which
-licence, `pretrained_files` whether they fit each other, `pretrained_inputs` what a call accepts.
-
-What a pretrained generator is given: a drawing, no words, and checks of everything else.
-
-Use it through `sgdm_utils.generation.pretrained.generator`.
+class in it would be the answer. `parts` says where the parts come from, under which licence, and
+whether they fit each other; `stored` makes it the generator of a study.
 """
 
 from __future__ import annotations
@@ -28,10 +24,10 @@ from torch.nn import functional as F
 
 from sgdm_utils.decoding.training import training_dtype
 from sgdm_utils.generation.pretrained.parts import (
-    FAMILIES,
     Family,
     check_controlnet,
     check_model,
+    family_of,
     locate,
     read_adapter,
 )
@@ -119,12 +115,8 @@ class PretrainedGenerator:
         sgdm_utils.workflow.downloads.transfers.DownloadError
             A name could not be fetched; the message holds the manual route.
         """
-        if family not in FAMILIES:
-            raise ValueError(
-                f"there is no family {family!r}, expected one of {', '.join(FAMILIES)}"
-            )
+        kind = family_of(family)
         check_vae_dtype(vae_dtype)
-        kind = FAMILIES[family]
         folder, control_folder, adapter_file = locate(
             kind, model or kind.model, controlnet or kind.controlnet, ip_adapter or kind.ip_adapter,
             accept_licence, variant, catalogue, show,

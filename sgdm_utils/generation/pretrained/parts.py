@@ -53,6 +53,7 @@ class Family:
     guided : bool, the model can be sampled with classifier-free guidance at all
     text_parts : tuple of str, folders of tokenizers and text encoders
     options : passed to the class when it is loaded
+    embed_dim, clip : int and str, of the embeddings that `ip_adapter` was trained with
     """
 
     title: str
@@ -69,6 +70,8 @@ class Family:
     scheduler_options: dict[str, Any] = field(default_factory=dict)
     text_parts: tuple[str, ...] = ("tokenizer", "text_encoder")
     options: dict[str, Any] = field(default_factory=dict)
+    embed_dim: int = 1024
+    clip: str = "vit_h_14"  # as `decoding.clip_label` writes it
 
     @property
     def components(self) -> dict[str, str]:
@@ -116,6 +119,19 @@ FAMILIES = {
         | {"requires_safety_checker": False},
     ),
 }
+
+
+def family_of(name: str) -> Family:
+    """Look a family up by its name.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name.
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"there is no family {name!r}, expected one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
 
 
 def check_model(folder: Path, family: Family, variant: str | None = None) -> dict[str, Any]:
@@ -310,17 +326,10 @@ def locate(
     sgdm_utils.workflow.downloads.transfers.DownloadError
         No network, or no such files; the message holds the manual route.
     """
-    weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
-    files = [f"{part}/{p}" for part in family.components for p in ("*.json", "*.txt", weights)]
-    others = () if variant else ("*.fp16.*", "*.bf16.*", "*.fp16-*")
-    wanted = [
-        _Wanted("model", str(model), ("model_index.json", *files), (*others, "*non_ema*")),
-        _Wanted(
-            "controlnet", str(controlnet), ("config.json", "diffusion_pytorch_model.safetensors")
-        ),
-        _Wanted("ip_adapter", str(ip_adapter), ()),
-    ]
-    here = {w.argument: _path(w.source) for w in wanted}
+    sources = {"model": str(model), "controlnet": str(controlnet), "ip_adapter": str(ip_adapter)}
+    patterns = used_files(family, variant)
+    wanted = [_Wanted(part, source, *patterns[part]) for part, source in sources.items()]
+    here = {w.argument: local_path(w.source) for w in wanted}
     remote = {w.argument: _parse(w) for w in wanted if here[w.argument] is None}
     entries = _settle_licences({r for r, _, _ in remote.values()}, accept_licence, catalogue, show)
     found = []
@@ -335,7 +344,44 @@ def locate(
     return tuple(found)
 
 
-def _path(source: str) -> Path | None:
+def used_files(
+    family: Family, variant: str | None = None
+) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Patterns of the files of each part that are read, and of those that look alike and are not."""
+    weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
+    files = [f"{part}/{p}" for part in family.components for p in ("*.json", "*.txt", weights)]
+    others = () if variant else ("*.fp16.*", "*.bf16.*", "*.fp16-*")
+    return {
+        "model": (("model_index.json", *files), (*others, "*non_ema*")),
+        "controlnet": (("config.json", "diffusion_pytorch_model.safetensors"), ()),
+        "ip_adapter": ((), ()),  # one file, named in full
+    }
+
+
+def pinned(part: str, source: str, place: Path) -> str:
+    """Name of a part on the hub with the revision that was fetched; a path stays as it is.
+
+    Parameters
+    ----------
+    part : "model", "controlnet" or "ip_adapter"
+    source : path or name
+    place : Path, where `locate` found it
+    """
+    if local_path(source) is not None:
+        return source
+    repository, revision, file = _parse(_Wanted(part, source, ()))
+    cached = f"models--{repository.replace('/', '--')}"  # <cached>/snapshots/<commit>[/file]
+    if cached in place.parts:
+        revision = place.parts[place.parts.index(cached) + 2]
+    if revision is None:
+        raise ValueError(
+            f"{part}: the revision of {repository} cannot be told from {place}: name it, "
+            f"{repository}@<revision>{f'/{file}' if file else ''}"
+        )
+    return f"{repository}@{revision}{f'/{file}' if file else ''}"
+
+
+def local_path(source: str) -> Path | None:
     """Find a path from where we are, or from the root of the checkout (notebooks run elsewhere)."""
     path = Path(source).expanduser()
     if path.exists():
