@@ -70,6 +70,10 @@ def execute(config: StudyConfig, step: Step) -> Path:
     running = target.with_name(f"{target.stem}.running.ipynb")
     # A python3 kernel that the user installed from another environment must not take over.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    # Threads that wait in a loop keep a busy neighbour off the core; the digits are the same.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Clusters set MPLBACKEND=Agg, with which the executed copy would hold no figure, without a word.
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     # The kernel imports this copy of the package, also where another checkout is installed.
     search = [str(paths.project_root()), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))

@@ -68,6 +68,18 @@ def test_the_time_and_the_memory_are_told_at_the_end(project):
     assert re.fullmatch(r"\[00_data\] done in 0:\d\d, peak \d\.\d GB", last)
 
 
+def test_figures_are_kept_where_the_environment_asks_for_none(project, monkeypatch):
+    """Clusters set MPLBACKEND=Agg: the executed copy would hold no figure, and nobody be told."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    drawing = "import matplotlib.pyplot as plt\nplt.plot([1])\nplt.show()\nvalues ="
+    project.edit_notebook("00_data", "values =", drawing)
+    done = project.run("00_data")
+    assert done.returncode == 0, done.stderr
+    book = nbformat.read(project.root / "reports/demo/executed/joint_00_data.ipynb", as_version=4)
+    kinds = [kind for c in book.cells for o in c.get("outputs", ()) for kind in o.get("data", {})]
+    assert "image/png" in kinds
+
+
 def test_defaults_are_not_injected_and_other_values_are(project):
     project.write_config("{00_data: {size: 9}}", seeds="[0, 5]")
     assert project.run("00_data").returncode == 0
@@ -327,19 +339,20 @@ def test_a_killed_run_of_the_graph_goes_on_where_it_was(complete):
         [sys.executable, "-m", "snakemake", "--profile", profile, "--config", "study=demo"],
         cwd=complete.root,
         env=complete.environment(),
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while "cell 4/4" not in (line := process.stderr.readline()):
-        assert process.poll() is None, line
+    executed = complete.root / "reports/demo/executed"
+    while not list(executed.glob("*06_evaluation*.running.ipynb")):
+        assert process.poll() is None
+        time.sleep(0.2)
+    time.sleep(5)  # now it sleeps in its last cell
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    process.stderr.close()
     time.sleep(2)  # the kernel notices that its parent is gone
     complete.edit_notebook("06_evaluation", "import time; time.sleep(60)\n", "")
     done = complete.python("-m", "snakemake", "--profile", profile, "--config", "study=demo")
     assert done.returncode == 0, done.stderr
     assert ran(done) == ["06_evaluation seed 0", "07_figures seed 0"]
-    executed = complete.root / "reports/demo/executed"
     assert not list(executed.glob("*.running.ipynb"))
