@@ -76,7 +76,7 @@ class EpochedSignal:
 
     Attributes
     ----------
-    data : array of shape (n_trials, n_channels, n_times), float, usually a memory map of the file
+    data : array of shape (n_trials, n_channels, n_times), float
     ch_names : list of str, EEG channels in the order of `data`
     times : float64 array of shape (n_times,), seconds from picture onset
     unit : 'volts' or 'whitened'

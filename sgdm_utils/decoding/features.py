@@ -8,16 +8,13 @@ While features are computed they grow in `name.part.npy`, and `name.part.json` s
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -25,9 +22,6 @@ from tqdm.auto import tqdm
 
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.atomic import atomic_file, digest_file
-
-if TYPE_CHECKING:
-    pass
 
 
 class PartialFeaturesIgnored(UserWarning):
@@ -88,14 +82,14 @@ def compute_features(
         if path.is_file():
             _refuse_other(path, read_ids(path), {"identity": identity}, ids)
         else:
-            with contextlib.closing(_Growing(path, ids, batch, identity)) as growing:
-                with tqdm(total=len(ids), initial=growing.done, unit="picture", desc=path.stem,
-                          disable=not progress) as bar:  # fmt: skip
-                    while growing.done < len(ids):
-                        some = ids[growing.done : growing.done + batch]
-                        growing.append(model_fn(load_pictures(some)), some)
-                        bar.update(len(some))
-                growing.finish()
+            growing = _Growing(path, ids, batch, identity)
+            with tqdm(total=len(ids), initial=growing.done, unit="picture", desc=path.stem,
+                      disable=not progress) as bar:  # fmt: skip
+                while growing.done < len(ids):
+                    some = ids[growing.done : growing.done + batch]
+                    growing.append(model_fn(load_pictures(some)), some)
+                    bar.update(len(some))
+            growing.finish()
         for left in (path.with_suffix(".part.json"), path.with_suffix(".part.npy")):
             left.unlink(missing_ok=True)
         return load_features(path, ids, mmap=True)
@@ -124,25 +118,21 @@ class _Growing:
     """The unfinished file and its state.
 
     Rows are on the disk before the state counts them, so a state never promises rows that are not
-    there. The state holds the SHA-256 of the file up to its last counted row: rows that were
-    altered meanwhile are noticed, and at the end it is the checksum of the whole file. The file is
-    written, not mapped: a full disk is an error then, and does not kill the process.
+    there. The state holds the SHA-256 of the counted rows: altered ones are noticed. The room for
+    all rows is taken at the beginning: a full disk is an error then, and does not kill the process.
     """
 
     def __init__(self, path: Path, ids: list[str], batch: int, identity: dict) -> None:
         self.path, self.ids, self.batch, self.identity = path, ids, batch, identity
         self.part, self.state = path.with_suffix(".part.npy"), path.with_suffix(".part.json")
-        self.done, self.shape, self.stream, self.sha = 0, None, None, hashlib.sha256()
-        if self.state.is_file():
-            damage = self._resume()
-            if damage:
-                warnings.warn(
-                    f"{damage}: the features of {path.name} are computed from the beginning.",
-                    PartialFeaturesIgnored,
-                    stacklevel=3,
-                )
-                self.close()
-                self.done, self.shape, self.stream, self.sha = 0, None, None, hashlib.sha256()
+        self.done, self.rows, self.sha = 0, None, hashlib.sha256()
+        if self.state.is_file() and (damage := self._resume()):
+            warnings.warn(
+                f"{damage}: the features of {path.name} are computed from the beginning.",
+                PartialFeaturesIgnored,
+                stacklevel=3,
+            )
+            self.done, self.rows, self.sha = 0, None, hashlib.sha256()
 
     def append(self, features: np.ndarray, some: list[str]) -> None:
         """Add the features of the next images."""
@@ -157,40 +147,32 @@ class _Growing:
                 f"{self.path.name}: the features of image {some[int(finite.argmin())]!r} are no "
                 "finite numbers. Half precision overflows: compute in float32 or bfloat16"
             )
-        if self.stream is None:
-            self.shape = block.shape[1:]
-            self.stream = open(self.part, "wb")
-            self._write(_header(len(self.ids), self.shape))
-        if block.shape[1:] != self.shape:
+        if self.rows is None:
+            shape = (len(self.ids), *block.shape[1:])
+            self.rows = np.lib.format.open_memmap(self.part, "w+", "<f4", shape)
+            with open(self.part, "rb+") as stream:
+                os.posix_fallocate(stream.fileno(), 0, self.rows.offset + self.rows.nbytes)
+        if block.shape[1:] != self.rows.shape[1:]:
             raise FeatureError(
-                f"{self.path.name}: features of shape {block.shape[1:]} after {self.shape}, from "
-                f"image {some[0]!r} on"
+                f"{self.path.name}: features of shape {block.shape[1:]} after "
+                f"{self.rows.shape[1:]}, from image {some[0]!r} on"
             )
-        self._write(block)
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
+        self.rows[self.done : self.done + len(block)] = block
+        self.rows.flush()
+        self.sha.update(block)
         self.done += len(block)
         content = {
             "identity": self.identity, "batch": self.batch, "done": self.done,
-            "shape": self.shape, "sha256": self.sha.hexdigest(), "ids": self.ids,
+            "sha256": self.sha.hexdigest(), "ids": self.ids,
         }  # fmt: skip
         with atomic_file(self.state) as part:
             part.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     def finish(self) -> None:
         """Give the file its name, the checksum first."""
-        self.close()
-        write_ids(self.path, self.ids, self.sha.hexdigest(), self.identity)
+        self.rows = None
+        write_ids(self.path, self.ids, digest_file(self.part), self.identity)
         os.replace(self.part, self.path)
-
-    def close(self) -> None:
-        """Close the file; what it holds can be resumed."""
-        if self.stream is not None:
-            self.stream.close()
-
-    def _write(self, content: bytes | np.ndarray) -> None:
-        self.stream.write(content)
-        self.sha.update(content)
 
     def _resume(self) -> str:
         """Take up what is there; return what is wrong with it, "" when it is whole."""
@@ -198,32 +180,23 @@ class _Growing:
             return f"{self.part.name} is gone"
         try:
             stored = json.loads(self.state.read_text(encoding="utf-8"))
-            done, shape, digest = stored["done"], tuple(stored["shape"]), stored["sha256"]
+            done, digest = stored["done"], stored["sha256"]
             theirs = {name: stored[name] for name in ("ids", "identity", "batch")}
         except (ValueError, KeyError, TypeError) as error:
             return f"{self.state.name} cannot be read ({type(error).__name__})"
         wanted = {"identity": self.identity, "batch": self.batch}
         _refuse_other(self.part, theirs, wanted, self.ids)
-        self.stream = open(self.part, "rb+")
-        end = len(_header(len(self.ids), shape)) + 4 * done * math.prod(shape)
-        while self.stream.tell() < end:
-            chunk = self.stream.read(min(1 << 20, end - self.stream.tell()))
-            if not chunk:
-                break
-            self.sha.update(chunk)
-        if self.sha.hexdigest() != digest:
+        try:
+            rows = np.lib.format.open_memmap(self.part, "r+")
+            whole = len(rows) == len(self.ids) and rows.dtype == "<f4"
+        except (ValueError, OSError):
+            whole = False
+        if whole:
+            self.sha.update(np.ascontiguousarray(rows[:done]))
+        if not whole or self.sha.hexdigest() != digest:
             return f"{self.part.name} is not as it was left"
-        self.stream.truncate(end)  # rows that the state had not counted yet
-        self.done, self.shape = done, shape
+        self.done, self.rows = done, rows
         return ""
-
-
-def _header(n: int, shape: tuple[int, ...]) -> bytes:
-    """Return the beginning of a .npy file of n rows, float32."""
-    stream = io.BytesIO()
-    facts = {"descr": "<f4", "fortran_order": False, "shape": (n, *shape)}
-    np.lib.format.write_array_header_1_0(stream, facts)
-    return stream.getvalue()
 
 
 class FeatureError(DatasetError):

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 
 from sgdm_utils.datasets.things_eeg2.design import OCCIPITAL
 
@@ -140,36 +139,6 @@ def reduction(whitener: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     keep = values > 1e-9 * values[-1]
     inverse_root = (vectors[:, keep] / np.sqrt(values[keep])) @ vectors[:, keep].T
     return (inverse_root @ select).astype(np.float32)
-
-
-def random_choice(
-    positions: torch.Tensor, generator: torch.Generator, smallest: int = 4
-) -> torch.Tensor:
-    """A random montage: a number of electrodes, scattered or side by side.
-
-    The number is log-uniform between `smallest` and all, since a montage of 8 differs from one of 4
-    as much as 63 from 32. In half of the draws the electrodes are any, in the other half those nearest
-    to a random electrode: dense caps over a part of the head exist as well as sparse ones.
-
-    Parameters
-    ----------
-    positions : tensor of shape (n_channels, 3), unit vectors
-    generator : torch.Generator
-    smallest : int
-
-    Returns
-    -------
-    long tensor of shape (n,), increasing
-    """
-    n_channels = len(positions)
-    if not 2 <= smallest <= n_channels:
-        raise ValueError(f"smallest={smallest} of {n_channels} electrodes: take 2 to all of them")
-    share = torch.rand((), generator=generator).item()
-    n = round(smallest * (n_channels / smallest) ** share)
-    order = torch.randperm(n_channels, generator=generator)
-    if torch.rand((), generator=generator) < 0.5:
-        order = (positions @ positions[order[0]]).argsort(descending=True, stable=True)
-    return order[:n].sort().values
 
 
 def _unit(positions: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Regions of the scalp, from electrode positions alone, and what each of them says by itself.
+"""Regions of the scalp, from electrode positions alone.
 
 An electrode belongs to the region of the nearest electrode of the international 10-10 system, and
 an electrode of that system to the region that the letters of its name stand for. Names of the
@@ -8,13 +8,11 @@ user's channels are not looked at, so any cap has regions as soon as it has posi
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import mne
 import numpy as np
 import torch
 
-from sgdm_utils.decoding.encoders import SGDMEncoder
 from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 
 #: Regions from back to front, and the letters of the 10-10 electrodes in them.
@@ -102,63 +100,3 @@ def region_masks(positions: np.ndarray | torch.Tensor) -> dict[str, np.ndarray]:
     """
     index = electrode_regions(positions)
     return {name: index == i for i, name in enumerate(REGIONS)}
-
-
-class RegionTokens(NamedTuple):
-    """What each region alone says.
-
-    Attributes
-    ----------
-    tokens : tensor of shape (batch, n_regions, n_outputs), in the order of `REGIONS`; zeros where a
-        region has no electrode
-    exists : bool tensor of shape (batch, n_regions), whether it has one
-    """
-
-    tokens: torch.Tensor
-    exists: torch.Tensor
-
-
-def region_tokens(
-    encoder: SGDMEncoder,
-    eeg: torch.Tensor,
-    subject: torch.Tensor,
-    positions: torch.Tensor | None = None,
-    mask: torch.Tensor | None = None,
-) -> RegionTokens:
-    """`z_eeg` of each region by itself: the same weights, with all other electrodes masked out.
-
-    This is occlusion turned round. Volume conduction spreads every source over several regions, so
-    a region that says something need not be where it comes from; and an encoder that was trained on
-    whole caps only has not met such masks (`encoders.keep_electrodes` hides electrodes in training).
-
-    Parameters
-    ----------
-    encoder : SGDMEncoder
-    eeg, subject, positions, mask : as for the encoder; a masked electrode is in no region
-
-    Returns
-    -------
-    RegionTokens
-
-    Raises
-    ------
-    ValueError
-        What the encoder and `electrode_regions` refuse.
-    """
-    positions = encoder.default_positions if positions is None else positions
-    masks = np.stack(list(region_masks(positions).values()), axis=-2)  # (..., n_regions, n_chans)
-    keep = torch.from_numpy(masks).to(eeg.device)
-    keep = keep.expand(len(eeg), *keep.shape[-2:])
-    if mask is not None:
-        keep = keep & mask[..., None, :]
-    exists = keep.any(-1)
-    tokens = []
-    for region in range(len(REGIONS)):
-        rows = exists[:, region].nonzero()[:, 0]
-        z = torch.zeros(len(eeg), encoder.project[-1].out_features, device=eeg.device)
-        if len(rows):
-            where = positions if positions.dim() == 2 else positions[rows]
-            said = encoder(eeg[rows], subject[rows], where, keep[rows, region])
-            z = z.to(said.dtype).index_copy(0, rows, said)
-        tokens.append(z)
-    return RegionTokens(torch.stack(tokens, dim=1), exists)

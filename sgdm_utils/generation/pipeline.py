@@ -20,6 +20,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import ModelCard, ModelCardData
 
 # diffusers loads components only from modules that are imported already: all of them are, by this
 import sgdm_utils.generation.autoencoder
@@ -489,13 +490,35 @@ def noise_levels(noise: float | torch.Tensor, batch: int, name: str) -> torch.Te
     return levels.expand(batch)
 
 
-_CALL = """```python
+_CARD = """---
+{{ card_data }}
+---
+# SGDM: pictures from EEG
+
+Structure-guided diffusion after Lian et al. (2026), arXiv:2604.22649, re-implemented.
+
+```python
 from sgdm_utils.generation.pipeline import SGDMPipeline
 
 pipe = SGDMPipeline.from_pretrained("model")
-out = pipe(eeg, electrodes={electrodes}, subject={subject!r}, generator=torch.Generator().manual_seed(0))
+out = pipe(eeg, electrodes={{ electrodes }}, subject={{ subject }}, generator=torch.Generator().manual_seed(0))
 out.images, out.maps, out.neighbours
-```"""
+```
+
+{{ people }}
+
+| component | class | parameters |
+|---|---|---|
+{{ parts }}
+
+## Facts of this training
+
+{{ facts }}
+
+## Limits
+
+{{ limits }}
+"""
 
 
 def write_model_card(
@@ -533,18 +556,16 @@ def write_model_card(
             "position, so fewer or others are accepted, and None stands for a person it has not seen. "
             "Its noise levels were measured with all electrodes."
         )
-    text = "\n".join(
-        [
-            "---", "library_name: diffusers", "tags: [eeg, image-reconstruction]", "---",
-            "# SGDM: pictures from EEG", "",
-            "Structure-guided diffusion after Lian et al. (2026), arXiv:2604.22649, re-implemented.", "",
-            _CALL.format(electrodes=electrodes, subject=subject), "", people, "",
-            "| component | class | parameters |", "|---|---|---|", *parts, "",
-            "## Facts of this training", "",
-            *[f"- {name}: {value}" for name, value in facts.items()], "",
-            "## Limits", "", limits, "",
-        ]
-    )  # fmt: skip
+    card = ModelCard.from_template(
+        ModelCardData(library_name="diffusers", tags=["eeg", "image-reconstruction"]),
+        template_str=_CARD,
+        electrodes=electrodes,
+        subject=repr(subject),
+        people=people,
+        parts="\n".join(parts),
+        facts="\n".join(f"- {name}: {value}" for name, value in facts.items()),
+        limits=limits,
+    )
     with atomic.atomic_file(folder / "README.md") as part:
-        part.write_text(text)
+        card.save(part)
     return folder / "README.md"

@@ -168,38 +168,6 @@ def cut_epochs(
     return out, times.copy()
 
 
-def to_mne(epochs: np.ndarray, info: mne.Info, times: np.ndarray) -> mne.EpochsArray:
-    """Epochs as an MNE object, for its figures.
-
-    Parameters
-    ----------
-    epochs : array of shape (n_events, n_channels, n_times), volts
-    info : mne.Info of the same channels; its sampling rate is replaced by that of `times`
-    times : array of shape (n_times,), seconds
-
-    Returns
-    -------
-    mne.EpochsArray
-
-    Raises
-    ------
-    DatasetError
-        When the channels are not as many.
-    """
-    if len(info["ch_names"]) != epochs.shape[1]:
-        raise DatasetError(
-            f"{epochs.shape[1]} channels in the epochs, {len(info['ch_names'])} in info: pick the "
-            "same (raw.copy().pick('eeg').info)"
-        )
-    sfreq = (len(times) - 1) / (times[-1] - times[0])
-    new = mne.create_info(info["ch_names"], sfreq, info.get_channel_types(), verbose="error")
-    new.set_montage(info.get_montage(), on_missing="ignore", verbose="error")
-    new["bads"] = list(info["bads"])
-    return mne.EpochsArray(
-        np.asarray(epochs, np.float64), new, tmin=float(times[0]), verbose="error"
-    )
-
-
 def published_channels(ch_names: Sequence[str]) -> list[int]:
     """Rows of the 17 occipital and parietal channels of the official THINGS-EEG2 preprocessing.
 
@@ -262,36 +230,6 @@ def choose_repetitions(
         np.random.RandomState(seed).shuffle(draw)  # noqa: NPY002 (the published generator)
         chosen[same] = grouped[begin[same, None] + draw[:max_repetitions]]
     return chosen
-
-
-def merge_order(condition: np.ndarray, seed: int = PUBLISHED_SEED) -> np.ndarray:
-    """Order of the repetitions once the sessions are joined, by the published draw.
-
-    Parameters
-    ----------
-    condition : array of shape (n_trials,)
-        Of the chosen trials of all sessions, session after session, each in the order of
-        `choose_repetitions`.
-    seed : int, the published one by default
-
-    Returns
-    -------
-    int array of shape (n_conditions, n_repetitions), row numbers; conditions in sorted order, the
-    same permutation of the repetitions for all ([2, 1, 3, 0] for the four of THINGS-EEG2 training)
-
-    Raises
-    ------
-    DatasetError
-        When the conditions do not all have the same number of repetitions.
-    """
-    label, count = np.unique(np.asarray(condition), return_counts=True)
-    if len(label) and count.min() != count.max():
-        few, many = count.argmin(), count.argmax()
-        raise DatasetError(
-            f"condition {label[few]!r} has {count[few]} repetitions over all sessions, "
-            f"{label[many]!r} has {count[many]}: is a session missing or given twice?"
-        )
-    return choose_repetitions(condition, int(count[0]) if len(count) else 0, seed)
 
 
 def _reader(

@@ -19,7 +19,7 @@ id    tan             share of the area
 
 A figure is a *body* (pieces 5, 6, 7) under a *crown* (pieces 1 to 4). Every body ends at the line
 y = 0 from below and every crown stands on it, therefore all 36 combinations are free of overlap;
-that they are also connected is checked by `validate_pieces`, not assumed.
+that they are also connected is checked by the tests, not assumed.
 """
 
 from __future__ import annotations
@@ -142,55 +142,6 @@ def tangram_pieces(body: str, crown: str) -> Pieces:
         if name not in known:
             raise KeyError(f"no tangram {what} named {name!r}; choose one of {', '.join(known)}")
     return [np.array(p, dtype=float) for p in (*_CROWNS[crown], *_BODIES[body])]
-
-
-def validate_pieces(pieces: Pieces) -> None:
-    """Check that seven polygons are a tangram figure of any size, rotation or mirror image.
-
-    The rules: the areas have the shares of `PIECE_AREAS`, no two pieces overlap, and the pieces
-    hang together along boundary segments of positive length (contact at a point is not enough).
-
-    Raises
-    ------
-    ValueError
-        Names the first broken rule, the piece and the number that broke it.
-    """
-    if len(pieces) != 7:
-        raise ValueError(f"a tangram figure has 7 pieces, this one has {len(pieces)}")
-    polygons = [Polygon(p) for p in pieces]
-    for i, polygon in enumerate(polygons):
-        if not polygon.is_valid:
-            raise ValueError(f"piece {i + 1} ({PIECE_NAMES[i]}) crosses itself")
-    # the median, so that the message blames the piece that is wrong and not all others
-    total = np.median([p.area / s for p, s in zip(polygons, PIECE_AREAS, strict=True)])
-    for i, (polygon, share) in enumerate(zip(polygons, PIECE_AREAS, strict=True)):
-        corners = 4 if i < 2 else 3
-        if len(pieces[i]) != corners:
-            raise ValueError(
-                f"piece {i + 1} ({PIECE_NAMES[i]}) has {len(pieces[i])} corners "
-                f"instead of {corners}"
-            )
-        if abs(polygon.area / total - share) > 1e-9:
-            raise ValueError(
-                f"piece {i + 1} ({PIECE_NAMES[i]}) has {polygon.area / total:.6f} of the area "
-                f"instead of {share}"
-            )
-    for i, j in combinations(range(7), 2):
-        overlap = polygons[i].intersection(polygons[j]).area * TOTAL_AREA / total
-        if overlap > 1e-9:
-            raise ValueError(
-                f"pieces {i + 1} ({PIECE_NAMES[i]}) and {j + 1} ({PIECE_NAMES[j]}) overlap by "
-                f"{overlap:.3g} square legs"
-            )
-    joined = relation_matrix(pieces) >= 3
-    reached = {0}
-    while new := {j for i in reached for j in np.flatnonzero(joined[i])} - reached:
-        reached |= new
-    if len(reached) < 7:
-        loose = [f"{i + 1} ({PIECE_NAMES[i]})" for i in range(7) if i not in reached]
-        raise ValueError(
-            f"not connected edge to edge: no chain of shared edges leads from piece 1 to {loose}"
-        )
 
 
 def _shared_edge(a: np.ndarray, b: np.ndarray, tolerance: float) -> int:

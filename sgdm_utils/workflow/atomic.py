@@ -124,14 +124,6 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def digest_folder(folder: Path) -> str:
-    """Return one SHA-256 for the names and contents of all files below `folder`."""
-    folder = Path(folder)
-    return digest_listing(
-        {p.relative_to(folder).as_posix(): digest_file(p) for p in list_files(folder)}
-    )
-
-
 def digest_listing(listing: dict[str, str]) -> str:
     """Return one SHA-256 for a mapping of names to digests, whatever its order."""
     text = "".join(f"{name}\0{listing[name]}\n" for name in sorted(listing))

@@ -130,7 +130,7 @@ def load_study(study: str) -> StudyConfig:
             f"{_suggest(study, there, 'studies')}"
         )
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=schemas.StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{paths.relative(path)} is no valid YAML: {error}") from error
     problems = _frame_problems(content)
@@ -277,21 +277,6 @@ def require_notebook(notebook: str) -> Path:
             f"{_suggest(notebook, there, 'notebooks')}"
         )
     return path
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key that stands twice in one mapping; plain YAML keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands there twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def _frame_problems(content: Any) -> list[str]:

@@ -388,40 +388,6 @@ def test_regions_refuse_metres_and_other_shapes(positions):
         regions.electrode_regions(positions[:, 0])
 
 
-def test_a_region_token_is_the_encoder_on_the_regions_electrodes(encoder, positions, eeg, subject):
-    tokens, exists = regions.region_tokens(encoder, eeg, subject)
-    assert tokens.shape == (5, 6, 16) and exists.shape == (5, 6) and exists.all()
-    for i, keep in enumerate(regions.region_masks(positions).values()):
-        alone = encoder(eeg[:, keep], subject, positions[keep])
-        assert torch.allclose(tokens[:, i], alone, atol=1e-5)
-
-
-def test_a_region_without_electrode_is_zero_and_says_so(encoder, positions, eeg, subject):
-    names = list(regions.REGIONS)
-    frontal = torch.from_numpy(regions.region_masks(positions)["frontal"])
-    tokens, exists = regions.region_tokens(encoder, eeg[:, ~frontal], subject, positions[~frontal])
-    assert exists.all(0).tolist() == [name != "frontal" for name in names]
-    assert not tokens[:, names.index("frontal")].any() and tokens.isfinite().all()
-    mask = torch.ones(5, 63, dtype=torch.bool)
-    mask[2] &= ~frontal  # of one item only
-    masked, there = regions.region_tokens(encoder, eeg, subject, mask=mask)
-    assert (~there).nonzero().tolist() == [[2, names.index("frontal")]]
-    full, _ = regions.region_tokens(encoder, eeg, subject)
-    assert torch.allclose(masked[there], full[there], atol=1e-5)
-    assert not masked[~there].any()
-
-
-def test_region_tokens_carry_gradients_and_positions_of_each_item(encoder, positions, eeg, subject):
-    eeg.requires_grad_()
-    where = torch.stack([positions.roll(7 * i, 0) for i in range(5)])
-    x = torch.stack([e.roll(7 * i, 0) for i, e in enumerate(eeg)])
-    tokens, _ = regions.region_tokens(encoder, x, subject, where)
-    assert torch.allclose(tokens, regions.region_tokens(encoder, eeg, subject).tokens, atol=1e-5)
-    (gradient,) = torch.autograd.grad(tokens[:, 0].sum(), eeg)  # occipital
-    reached = gradient.abs().sum((0, 2)) > 0
-    assert reached.numpy().tolist() == regions.region_masks(positions)["occipital"].tolist()
-
-
 # ------------------------------------------------------------------------------ NICE
 
 

@@ -141,7 +141,7 @@ def test_rows_that_were_not_counted_yet_are_computed_again(tmp_path, undisturbed
         with pytest.raises(OSError, match="No space left"):
             compute(path)
     assert json.loads((tmp_path / "f.part.json").read_text())["done"] == 10
-    assert len(np.fromfile(tmp_path / "f.part.npy", "<f4", offset=128)) == 15 * 7
+    assert np.load(tmp_path / "f.part.npy")[10:15].any(axis=1).all()
     compute(path)
     assert path.read_bytes() == undisturbed
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mne
 import numpy as np
 import pytest
-import torch
 
 from sgdm_utils.datasets.things_eeg2.design import CHANNELS
 from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
@@ -92,10 +91,6 @@ def test_a_spread_order_on_a_circle_by_hand():
             "channels \\[3\\]",
         ),
         (lambda p: low_density.reduction(np.ones((3, 2)), np.arange(2)), "square matrix"),
-        (
-            lambda p: low_density.random_choice(torch.ones(3, 3), torch.Generator(), 4),
-            "smallest=4 of 3",
-        ),
     ],
 )
 def test_bad_input_is_refused(positions, call, message):
@@ -153,17 +148,3 @@ def test_all_electrodes_reduce_to_themselves(recording):
     operator = low_density.reduction(matrix, np.arange(12))
     a, b = (operator @ white).ravel(), white.ravel()
     assert np.corrcoef(a, b)[0, 1] > 0.99  # the mean direction was shrunk before, now it is out
-
-
-def test_random_montages_have_all_sizes_some_scattered_some_dense(positions):
-    points = torch.from_numpy(positions)
-    generator = torch.Generator().manual_seed(0)
-    drawn = [low_density.random_choice(points, generator, 4) for _ in range(600)]
-    sizes = np.array([len(d) for d in drawn])
-    assert sizes.min() == 4 and sizes.max() == 63
-    assert abs(np.mean(sizes < np.sqrt(4 * 63)) - 0.5) < 0.08  # log-uniform
-    assert all((d.diff() > 0).all() for d in drawn)
-    width = [(points[d] @ points[d].T).min().item() for d in drawn if 8 <= len(d) <= 12]
-    assert min(width) < -0.5 and max(width) > 0.4
-    again = low_density.random_choice(points, torch.Generator().manual_seed(0), 4)
-    assert again.tolist() == drawn[0].tolist()

@@ -8,7 +8,6 @@ import pytest
 from published_recipe import SEED, TARGET, epochs_of, official_chain, picked
 from sklearn.utils import shuffle
 
-from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.signals import epoching, whitening
 
@@ -162,20 +161,6 @@ def test_epochs_go_where_they_are_told(tmp_path):
         epoching.cut_epochs(data, SAMPLE, *arguments, out=np.empty((1, 3, 100)))
 
 
-def test_an_mne_object_for_figures():
-    raw = raw_of(recording(3), names=["Oz", "O1", "O2"])
-    raw.set_montage(STANDARD_MONTAGE, verbose="error")
-    raw.info["bads"] = ["O1"]
-    epochs, times = epoching.cut_epochs(raw, SAMPLE, 1000.0, -0.2, 0.8, True, 100.0)
-    figure_ready = epoching.to_mne(epochs, raw.info, times)
-    assert figure_ready.info["sfreq"] == pytest.approx(100) and figure_ready.info["bads"] == ["O1"]
-    assert figure_ready.get_montage() is not None
-    np.testing.assert_allclose(figure_ready.times, times, atol=1e-12)
-    np.testing.assert_array_equal(figure_ready.get_data(), epochs)
-    with pytest.raises(DatasetError, match="3 channels in the epochs, 2 in info"):
-        epoching.to_mne(epochs, raw.copy().pick(["Oz", "O2"]).info, times)
-
-
 # ------------------------------------------------------------------------------ bad input
 
 
@@ -257,23 +242,53 @@ def test_a_condition_shown_too_rarely_is_named():
         epoching.choose_repetitions(np.array([4, 5, 4]), 2)
 
 
+def merge_order(condition: np.ndarray, seed: int = SEED) -> np.ndarray:
+    """Order of the repetitions once the sessions are joined, by the published draw.
+
+    Parameters
+    ----------
+    condition : array of shape (n_trials,)
+        Of the chosen trials of all sessions, session after session, each in the order of
+        `choose_repetitions`.
+    seed : int, the published one by default
+
+    Returns
+    -------
+    int array of shape (n_conditions, n_repetitions), row numbers; conditions in sorted order, the
+    same permutation of the repetitions for all ([2, 1, 3, 0] for the four of THINGS-EEG2 training)
+
+    Raises
+    ------
+    DatasetError
+        When the conditions do not all have the same number of repetitions.
+    """
+    label, count = np.unique(np.asarray(condition), return_counts=True)
+    if len(label) and count.min() != count.max():
+        few, many = count.argmin(), count.argmax()
+        raise DatasetError(
+            f"condition {label[few]!r} has {count[few]} repetitions over all sessions, "
+            f"{label[many]!r} has {count[many]}: is a session missing or given twice?"
+        )
+    return epoching.choose_repetitions(condition, int(count[0]) if len(count) else 0, seed)
+
+
 def test_merged_training_repetitions_are_permuted_in_common():
     sessions = np.concatenate([np.repeat([1, 2], 2), np.repeat([2, 1], 2)])
-    assert epoching.merge_order(sessions).tolist() == [
+    assert merge_order(sessions).tolist() == [
         [[0, 1, 6, 7][i] for i in (2, 1, 3, 0)],
         [[2, 3, 4, 5][i] for i in (2, 1, 3, 0)],
     ]
     condition = np.tile(np.repeat(np.arange(200), 20), 4)  # test: 4 sessions x 20
     joined = np.arange(80) % 20 + np.arange(80) // 20 * 4000
     expected = shuffle(joined, random_state=SEED)
-    order = epoching.merge_order(condition)
+    order = merge_order(condition)
     assert order.shape == (200, 80)
     np.testing.assert_array_equal(order, expected + 20 * np.arange(200)[:, None])
 
 
 def test_a_missing_session_is_seen_when_merging():
     with pytest.raises(DatasetError, match=r"8.* has 2 .*7.* has 4: is a session missing"):
-        epoching.merge_order(np.array([7, 7, 8, 8, 7, 7]))
+        merge_order(np.array([7, 7, 8, 8, 7, 7]))
 
 
 # -------------------------------------------------------------------- the official chain
@@ -331,6 +346,6 @@ def test_the_official_chain(mode, fit_on):
             white[part].append(whitening.apply(eeg[part], whitener.matrix, dtype=np.float64))
             shown[part].append(condition[part])
     for part in theirs:
-        order = epoching.merge_order(np.concatenate(shown[part]))
+        order = merge_order(np.concatenate(shown[part]))
         mine = np.concatenate(white[part])[order]
         assert np.abs(mine - theirs[part]).max() < 1e-10 * np.abs(theirs[part]).max()

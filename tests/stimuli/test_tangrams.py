@@ -1,6 +1,6 @@
 """Tangram geometry: the 36 figures, the relation matrix, the picture."""
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -13,10 +13,58 @@ from sgdm_utils.stimuli.tangrams import (
     relation_matrix,
     render_tangram,
     tangram_pieces,
-    validate_pieces,
 )
 
 FIGURES = list(product(tangrams.BODY_NAMES, tangrams.CROWN_NAMES))
+
+
+def validate_pieces(pieces: list[np.ndarray]) -> None:
+    """Check that seven polygons are a tangram figure of any size, rotation or mirror image.
+
+    The rules: the areas have the shares of `PIECE_AREAS`, no two pieces overlap, and the pieces
+    hang together along boundary segments of positive length (contact at a point is not enough).
+
+    Raises
+    ------
+    ValueError
+        Names the first broken rule, the piece and the number that broke it.
+    """
+    if len(pieces) != 7:
+        raise ValueError(f"a tangram figure has 7 pieces, this one has {len(pieces)}")
+    polygons = [Polygon(p) for p in pieces]
+    for i, polygon in enumerate(polygons):
+        if not polygon.is_valid:
+            raise ValueError(f"piece {i + 1} ({tangrams.PIECE_NAMES[i]}) crosses itself")
+    # the median, so that the message blames the piece that is wrong and not all others
+    total = np.median([p.area / s for p, s in zip(polygons, tangrams.PIECE_AREAS, strict=True)])
+    for i, (polygon, share) in enumerate(zip(polygons, tangrams.PIECE_AREAS, strict=True)):
+        corners = 4 if i < 2 else 3
+        if len(pieces[i]) != corners:
+            raise ValueError(
+                f"piece {i + 1} ({tangrams.PIECE_NAMES[i]}) has {len(pieces[i])} corners "
+                f"instead of {corners}"
+            )
+        if abs(polygon.area / total - share) > 1e-9:
+            raise ValueError(
+                f"piece {i + 1} ({tangrams.PIECE_NAMES[i]}) has {polygon.area / total:.6f} of the area "
+                f"instead of {share}"
+            )
+    for i, j in combinations(range(7), 2):
+        overlap = polygons[i].intersection(polygons[j]).area * tangrams.TOTAL_AREA / total
+        if overlap > 1e-9:
+            raise ValueError(
+                f"pieces {i + 1} ({tangrams.PIECE_NAMES[i]}) and {j + 1} ({tangrams.PIECE_NAMES[j]}) overlap by "
+                f"{overlap:.3g} square legs"
+            )
+    joined = relation_matrix(pieces) >= 3
+    reached = {0}
+    while new := {j for i in reached for j in np.flatnonzero(joined[i])} - reached:
+        reached |= new
+    if len(reached) < 7:
+        loose = [f"{i + 1} ({tangrams.PIECE_NAMES[i]})" for i in range(7) if i not in reached]
+        raise ValueError(
+            f"not connected edge to edge: no chain of shared edges leads from piece 1 to {loose}"
+        )
 
 
 @pytest.mark.parametrize(("body", "crown"), FIGURES)

@@ -35,9 +35,9 @@ import yaml
 
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import paths
-from sgdm_utils.workflow.downloads import archives, transfers
 from sgdm_utils.workflow.downloads import catalogue as downloads_catalogue
 from sgdm_utils.workflow.downloads import fetch as downloads_fetch
+from sgdm_utils.workflow.downloads import transfers
 from sgdm_utils.workflow.downloads.catalogue import CatalogueError, LicenceError
 from sgdm_utils.workflow.downloads.fetch import fetch
 from sgdm_utils.workflow.downloads.transfers import DownloadError, Retry
@@ -720,8 +720,7 @@ def test_tar_archives(tmp_path, mode):
     archive.write_bytes(
         tar_bytes((folder_entry, b""), (tarfile.TarInfo("./set/x.txt"), b"x"), mode=mode)
     )
-    assert archives.folder_of(archive) == tmp_path / "set"
-    assert archives.unpack(archive, tmp_path / "set") == [tmp_path / "set" / "x.txt"]
+    downloads_fetch.unpack(archive, tmp_path / "set")
     assert (tmp_path / "set" / "x.txt").read_bytes() == b"x"
 
 
@@ -732,13 +731,13 @@ def test_a_member_that_would_leave_the_folder_is_refused(tmp_path, name):
     archive = tmp_path / "in" / "x.zip"
     archive.parent.mkdir()
     archive.write_bytes(zip_bytes({"good.txt": b"good", name: b"evil"}))
-    with pytest.raises(DownloadError, match="would be written outside the folder. Nothing was"):
-        archives.unpack(archive, tmp_path / "in" / "x")
+    with pytest.raises(DownloadError, match="outside the folder. Nothing was"):
+        downloads_fetch.unpack(archive, tmp_path / "in" / "x")
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [archive]
     tar = tmp_path / "in" / "x.tar.gz"
     tar.write_bytes(tar_bytes((tarfile.TarInfo(name), b"evil")))
     with pytest.raises(DownloadError, match="outside"):
-        archives.unpack(tar, tmp_path / "in" / "x")
+        downloads_fetch.unpack(tar, tmp_path / "in" / "x")
     assert not (tmp_path / "in" / "x").exists()
 
 
@@ -748,14 +747,14 @@ def test_links_and_devices_are_refused(tmp_path):
         info.type, info.linkname = kind, "/etc/passwd"
         archive = tmp_path / "x.tar"
         archive.write_bytes(tar_bytes((info, b""), mode="w"))
-        with pytest.raises(DownloadError, match="link is a link or a device"):
-            archives.unpack(archive, tmp_path / "x")
+        with pytest.raises(DownloadError, match="link is a link or device"):
+            downloads_fetch.unpack(archive, tmp_path / "x")
     info = zipfile.ZipInfo("link")
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as bundle:
         bundle.writestr(info, "/etc/passwd")
-    with pytest.raises(DownloadError, match="link is a link or a device"):
-        archives.unpack(tmp_path / "x.zip", tmp_path / "x")
+    with pytest.raises(DownloadError, match="link is a link or device"):
+        downloads_fetch.unpack(tmp_path / "x.zip", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -767,27 +766,27 @@ def test_other_archives_that_are_refused(tmp_path, monkeypatch):
     for content in (whole[:-30], bytes(damaged), b"<html>"):
         archive.write_bytes(content)
         with pytest.raises(DownloadError, match="cannot be unpacked .* fetch it again"):
-            archives.unpack(archive, folder)
+            downloads_fetch.unpack(archive, folder)
     (tmp_path / "y.tar.gz").write_bytes(tar_bytes((tarfile.TarInfo("a"), b"a" * 9999))[:60])
     with pytest.raises(DownloadError, match="cannot be unpacked"):
-        archives.unpack(tmp_path / "y.tar.gz", folder)
+        downloads_fetch.unpack(tmp_path / "y.tar.gz", folder)
     archive.write_bytes(zip_bytes({}))
     with pytest.raises(DownloadError, match="holds no file"):
-        archives.unpack(archive, folder)
+        downloads_fetch.unpack(archive, folder)
     archive.write_bytes(zip_bytes({"a": b"1", "a/b": b"2", "c/d": b"3"}))
-    with pytest.raises(DownloadError, match="a stands there twice"):
-        archives.unpack(archive, folder)
+    with pytest.raises(DownloadError, match="a.* stands there twice"):
+        downloads_fetch.unpack(archive, folder)
     locked = bytearray(whole)
     for marker, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # bit 0: encrypted
         locked[locked.find(marker) + offset] |= 1
     archive.write_bytes(bytes(locked))
-    with pytest.raises(DownloadError, match="needs a password. Unpack it by hand"):
-        archives.unpack(archive, folder)
+    with pytest.raises(DownloadError, match="needs a password, unpack it by hand"):
+        downloads_fetch.unpack(archive, folder)
     archive.write_bytes(whole)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(transfers.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DownloadError, match="256 kB are needed"):
-        archives.unpack(archive, folder)
+        downloads_fetch.unpack(archive, folder)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.zip", "y.tar.gz"]
 
 

@@ -10,6 +10,7 @@ What people are shown of the catalogue: the list, one entry, and how to get file
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,77 +23,6 @@ from sgdm_utils.workflow import paths, schemas
 
 if TYPE_CHECKING:
     import jsonschema
-
-_NAME = "^[a-z0-9][a-z0-9_]*$"
-_TEXT = {"type": "string", "minLength": 1}
-_URL = {"type": "string", "pattern": r"^https?://[^\s]+$", "description": "Write a full address"}
-_SIZE = {"type": ["integer", "null"], "minimum": 0, "description": "Bytes; null where unknown"}
-_HEX = "Hexadecimal, lower case; null where unknown"
-_FILE = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["path", "url", "size", "sha256"],
-    "properties": {
-        "path": {
-            "type": "string",
-            "pattern": r"^(?!/)(?!.*(^|/)\.{1,2}(/|$))[^\\:*?]+[^\\:*?/]$",
-            "description": "A path below the folder of the data set, with forward slashes",
-        },
-        "url": _URL,
-        "size": _SIZE,
-        "sha256": {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$", "description": _HEX},
-        "sha256_prefix": {"type": "string", "pattern": "^[0-9a-f]{8,63}$", "description": _HEX},
-        "md5": {"type": ["string", "null"], "pattern": "^[0-9a-f]{32}$", "description": _HEX},
-    },
-}
-_ENTRY = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": [
-        "kind", "title", "about", "holder", "homepage", "licence", "accept", "redistribution",
-        "size", "verified", "citation", "must_not", "forms", "files", "manual",
-    ],
-    "properties": {
-        "kind": {"enum": ["recording", "stimuli", "metadata", "weights"]},
-        "title": _TEXT,
-        "about": _TEXT,
-        "holder": _TEXT,
-        "homepage": _URL,
-        "addresses": {"type": "array", "items": _URL},
-        "licence": {
-            "type": "string",
-            "pattern": "^[A-Za-z0-9][A-Za-z0-9.+-]*$",
-            "description": "An SPDX identifier, or LicenseRef-<name> where SPDX has none",
-        },
-        "licence_text": _TEXT,
-        "accept": {
-            "enum": ["required", "no"],
-            "description": 'Write required or "no", in quotes: YAML reads a bare no as false',
-        },
-        "redistribution": {"enum": ["allowed", "with attribution", "not allowed", "not stated"]},
-        "size": _SIZE,
-        "size_note": _TEXT,
-        "verified": {"type": "boolean"},
-        "citation": _TEXT,
-        "must_not": {"type": "array", "items": _TEXT, "minItems": 1},
-        "forms": {"type": "array", "items": _TEXT, "uniqueItems": True},
-        "files": {"type": "array", "items": _FILE},
-        "manual": {"type": "array", "items": _TEXT},
-        "after": {"type": "array", "items": _TEXT},
-        "folder": {"type": "string", "pattern": _NAME, "description": "A folder in data/raw"},
-    },
-}  # fmt: skip
-
-#: What `data/licences.yaml` must look like (JSON schema 2020-12).
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "minProperties": 1,
-    "propertyNames": {
-        "pattern": _NAME,
-        "description": "A name is also a folder: lower-case letters, digits and _",
-    },
-    "additionalProperties": _ENTRY,
-}
 
 
 class CatalogueError(DatasetError):
@@ -181,15 +111,17 @@ def load_catalogue(path: Path | None = None) -> dict[str, Entry]:
         No such file, no YAML, a key twice, or entries that break the rules; all are listed.
     """
     # not paths.data_dir(): SGDM_DATA moves recordings elsewhere, the catalogue stays with the code
-    path = Path(path) if path else paths.project_root() / "data" / "licences.yaml"
+    own = paths.project_root() / "data" / "licences.yaml"
+    path = Path(path) if path else own
     shown = paths.relative(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=schemas.StrictLoader)
     except OSError as error:
         raise CatalogueError(f"{shown} cannot be read ({error}). Restore it from git") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CatalogueError(f"{shown} is no valid YAML: {error}") from error
-    problems = [_problem(error) for error in schemas.violations(SCHEMA, content)]
+    schema = json.loads((own.parent / "licences.schema.json").read_text(encoding="utf-8"))
+    problems = [_problem(error) for error in schemas.violations(schema, content)]
     if not problems:
         problems = [p for name, entry in content.items() for p in _contradictions(name, entry)]
         problems += _collisions(content)
@@ -295,20 +227,6 @@ def _collisions(content: dict[str, Any]) -> Iterable[str]:
             first = owner.setdefault((entry.get("folder", name), path), name)
             if first != name:
                 yield f"{name}.files: {path} is the same file in the same folder as of {first}"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key that stands twice: an entry would replace another unseen."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands there twice",
-                    node.value[position][0].start_mark,
-                )  # fmt: skip
-        return super().construct_mapping(node, deep)
 
 
 def manual_route(entry: Entry, folder: Path, files: Iterable[RemoteFile]) -> str:

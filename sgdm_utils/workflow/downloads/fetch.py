@@ -17,7 +17,12 @@ import errno
 import fnmatch
 import json
 import logging
+import re
+import shutil
 import sys
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +33,7 @@ from filelock import FileLock, Timeout
 
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import paths
-from sgdm_utils.workflow.atomic import atomic_file, digest_file
-from sgdm_utils.workflow.downloads.archives import folder_of, is_archive, unpack
+from sgdm_utils.workflow.atomic import atomic_directory, atomic_file, digest_file
 from sgdm_utils.workflow.downloads.catalogue import (
     Entry,
     LicenceError,
@@ -110,7 +114,7 @@ def fetch(
                 raise DownloadError(f"{name}: {error}\n{route}") from error
         return [
             _unpack_once(folder / file.path, file, ledger)
-            if unpack_archives and is_archive(file.path)
+            if unpack_archives and _ARCHIVE.search(file.path)
             else folder / file.path
             for file in chosen
         ]
@@ -211,11 +215,72 @@ def _differs_from(sha256: str | None, path: Path) -> str:
 
 
 def _unpack_once(archive: Path, file: RemoteFile, ledger: Ledger) -> Path:
-    folder = folder_of(archive)
+    folder = archive.with_name(_ARCHIVE.sub("", archive.name))
     if not (folder.is_dir() and ledger.unpacked(file) == ledger.sha256(file)):
         unpack(archive, folder)
         ledger.record_unpacked(file)
     return folder
+
+
+# ------------------------------------------------------------------ archives
+
+_ARCHIVE = re.compile(r"\.(tar(\.(gz|bz2|xz))?|tgz|zip)$", re.IGNORECASE)
+_OUTSIDE = re.compile(r"^/|[\\:\0]|(^|/)\.\.(/|$)")  # backslash, colon: for other systems
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip or tar archive; `folder` appears when everything is unpacked, or not at all.
+
+    When the archive consists of a single folder, its content is taken, so that
+    `training_images.zip` does not become `training_images/training_images`.
+
+    Parameters
+    ----------
+    archive : Path
+    folder : Path, must not exist or be empty
+
+    Raises
+    ------
+    DownloadError
+        A member would land outside the folder or is a link; the archive is damaged, empty or needs
+        a password; the disk is too small; `folder` holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DownloadError(
+            f"{folder} is there already and was not unpacked from {archive.name} as it is now. Move "
+            "it away, or use it as it is and leave unpacking out"
+        )
+    is_zip = archive.suffix.lower() == ".zip"
+    try:
+        with (zipfile.ZipFile if is_zip else tarfile.open)(archive) as bundle:
+            members = bundle.infolist() if is_zip else bundle.getmembers()
+            for m in members:
+                name = m.orig_filename if is_zip else m.name
+                links = (m.external_attr >> 28 not in (0, 4, 8)) if is_zip else not m.isreg()
+                if _OUTSIDE.search(name) or (links and not (m.is_dir() if is_zip else m.isdir())):
+                    what = "link or device" if links else "member outside the folder"
+                    raise DownloadError(
+                        f"{archive}: {name} is a {what}. Nothing was unpacked: do not trust this "
+                        "archive, fetch it anew or ask its provider"
+                    )
+            check_space(archive.parent, sum(m.file_size if is_zip else m.size for m in members))
+            with atomic_directory(folder) as part:
+                bundle.extractall(part, **({} if is_zip else {"filter": "data"}))
+                inside = list(part.iterdir())
+                if len(inside) == 1 and inside[0].is_dir():
+                    only = inside[0].rename(part / f".{part.name}")
+                    for path in only.iterdir():
+                        shutil.move(path, part)
+                    only.rmdir()
+                if not inside:
+                    raise DownloadError(f"{archive} holds no file")
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
+        raise DownloadError(
+            f"{archive} cannot be unpacked ({error}). If it needs a password, unpack it by hand "
+            "with the one that the provider gives; if it is damaged, remove it and fetch it again"
+        ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DownloadError(f"{archive}: {error.filename} stands there twice") from error
 
 
 # ------------------------------------------------------------------ around it
