@@ -1,4 +1,7 @@
+from . import forward
 from .clip import (
+    CLIP_MEAN,
+    CLIP_STD,
     clip_features,
     clip_pixels,
     create_clip,

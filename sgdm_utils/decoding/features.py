@@ -150,8 +150,9 @@ class _Growing:
         if self.rows is None:
             shape = (len(self.ids), *block.shape[1:])
             self.rows = np.lib.format.open_memmap(self.part, "w+", "<f4", shape)
-            with open(self.part, "rb+") as stream:
-                os.posix_fallocate(stream.fileno(), 0, self.rows.offset + self.rows.nbytes)
+            if hasattr(os, "posix_fallocate"):  # not on every system; there a full disk shows later
+                with open(self.part, "rb+") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, self.rows.offset + self.rows.nbytes)
         if block.shape[1:] != self.rows.shape[1:]:
             raise FeatureError(
                 f"{self.path.name}: features of shape {block.shape[1:]} after "

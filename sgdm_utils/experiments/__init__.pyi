@@ -1,6 +1,7 @@
 from . import (
     ablation,
     attribution,
+    ceilings,
     effects,
     human_test,
     ideal_decoder,

@@ -1,6 +1,7 @@
 from .epoching import choose_repetitions, cut_epochs
 from .files import Averages, TrialFile
 from .load import AveragingSampler, load_trials
+from .noise import NoiseError, NoiseModel
 from .quality import (
     average_repetitions,
     find_bad_channels,

@@ -1,0 +1,10 @@
+from .model import ForwardError, ForwardModel, identify
+from .picture_features import PictureFeatures, components_for
+from .posterior import (
+    choose_temperature,
+    effective_size,
+    posterior_mean,
+    posterior_weights,
+    sharpened,
+)
+from .signal_space import Responses, SignalSpace, measure_responses

@@ -1,0 +1,107 @@
+"""What EEG says about a picture, as an average over pictures that could have been seen.
+
+The prior is a set of pictures (of training concepts only), the likelihood comes from a forward
+model, and everything that is known of the pictures of the set (silhouette, pixels, embedding,
+category) gets its posterior mean as a weighted mean. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+def posterior_weights(log_likelihood: np.ndarray, temperature: float = 0.3) -> np.ndarray:
+    """Weights of the pictures of a set, from the likelihood of an epoch under each of them.
+
+    Parameters
+    ----------
+    log_likelihood : array of shape (n, n_set), `ForwardModel.log_likelihood`
+    temperature : float, above 0
+        Power of the likelihood. 1 is Bayes' rule for a set that holds the picture that was seen; a
+        finite set holds its neighbours only, which deserve less certainty. Choose it on validation.
+
+    Returns
+    -------
+    float64 array of shape (n, n_set), rows sum to 1
+    """
+    log_likelihood = np.asarray(log_likelihood, np.float64)
+    if log_likelihood.ndim != 2 or not log_likelihood.shape[1]:
+        raise ValueError(f"log-likelihoods have shape {log_likelihood.shape}, expected (n, n_set)")
+    if not np.isfinite(log_likelihood).all():
+        raise ValueError("log-likelihoods hold NaN or infinity: was the EEG free of them?")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}: a power above 0 is needed")
+    weights = np.exp(temperature * (log_likelihood - log_likelihood.max(1, keepdims=True)))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def posterior_mean(weights: np.ndarray, values: np.ndarray, n_likeliest: int = 500) -> np.ndarray:
+    """Weighted mean of something that is known of every picture of the set.
+
+    Parameters
+    ----------
+    weights : array of shape (n, n_set)
+    values : array or memory map of shape (n_set, ...), e.g. maps (n_set, 2, size, size)
+    n_likeliest : int
+        Pictures with the largest weights that are averaged for each epoch; the rest is left out, so
+        that large values are read for a few pictures only.
+
+    Returns
+    -------
+    float32 array of shape (n, ...)
+    """
+    weights = np.asarray(weights)
+    if weights.ndim != 2 or weights.shape[1] != len(values):
+        raise ValueError(
+            f"weights have shape {weights.shape}, values are known of {len(values)} pictures: both "
+            "have to be of the same set"
+        )
+    n_likeliest = min(n_likeliest, len(values))
+    result = np.empty((len(weights), *values.shape[1:]), np.float32)
+    for i, w in enumerate(weights):
+        rows = np.sort(np.argpartition(-w, n_likeliest - 1)[:n_likeliest])
+        some = np.asarray(values[rows], np.float32)
+        result[i] = np.tensordot((w[rows] / w[rows].sum()).astype(np.float32), some, 1)
+    return result
+
+
+def effective_size(weights: np.ndarray) -> np.ndarray:
+    """Number of pictures among which each posterior is spread, 1 / sum of squares, (n,)."""
+    return 1 / (np.asarray(weights) ** 2).sum(1)
+
+
+def sharpened(maps: np.ndarray, threshold: float = 0.38, steepness: float = 12.0) -> np.ndarray:
+    """Maps whose grey was pushed towards black and white, for a generator that knows true maps only.
+
+    Parameters
+    ----------
+    maps : array in [0, 1]
+    threshold : float in (0, 1), value that becomes one half
+    steepness : float above 0
+    """
+    if not 0 < threshold < 1 or not steepness > 0:
+        raise ValueError(f"threshold {threshold}, steepness {steepness}: in (0, 1), and above 0")
+    return (1 / (1 + np.exp(-steepness * (np.asarray(maps) - threshold)))).astype(np.float32)
+
+
+def choose_temperature(
+    log_likelihood: np.ndarray,
+    score: Callable[[np.ndarray], float],
+    tried: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.6, 1.0),
+) -> tuple[float, dict[float, float]]:
+    """Temperature with the highest score of the weights; give validation epochs.
+
+    Parameters
+    ----------
+    log_likelihood : array of shape (n, n_set)
+    score : callable, weights (n, n_set) to a number, larger is better
+
+    Returns
+    -------
+    best : float
+    scores : dict of temperature to score
+    """
+    scores = {t: float(score(posterior_weights(log_likelihood, t))) for t in tried}
+    return max(scores, key=scores.get), scores

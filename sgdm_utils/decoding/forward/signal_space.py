@@ -1,0 +1,261 @@
+"""Where in an epoch pictures leave a trace: the few whitened directions that carry the answer.
+
+An epoch has thousands of samples and the answers to pictures live in a small part of them. What the
+two halves of a picture's repetitions share over pictures is signal (the noise of different trials is
+independent), so its covariance over channels and over time is estimated without bias; the products
+of both eigenbases, with the signal variance of each, are a basis in which most directions can be
+left out and the others be shrunk according to what they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sgdm_utils.signals.noise import NoiseError, NoiseModel
+
+_BLOCK_BYTES = 64 << 20  # of float32 halves: pictures that are held at once
+
+
+@dataclass(frozen=True)
+class SignalSpace:
+    """Linear map from epochs to the outputs of a forward model.
+
+    Attributes
+    ----------
+    noise : NoiseModel
+    channel_basis : array of shape (n_channels, n_channels), columns by falling signal variance
+    time_basis : array of shape (n_times, n_times)
+    selected : int array of shape (n_outputs,), index into the flattened (channel, time) cells
+    signal_variance : array of shape (n_outputs,), over pictures, in units of single-trial noise
+    noise_variance : array of shape (n_outputs,), of a single trial: about 1
+    center : array of shape (n_outputs,), mean over training pictures
+    """
+
+    noise: NoiseModel
+    channel_basis: np.ndarray
+    time_basis: np.ndarray
+    selected: np.ndarray
+    signal_variance: np.ndarray
+    noise_variance: np.ndarray
+    center: np.ndarray
+
+    @property
+    def n_outputs(self) -> int:
+        return len(self.selected)
+
+    def project(self, epochs: np.ndarray) -> np.ndarray:
+        """Outputs of epochs: whitened, turned, selected, the training mean taken off.
+
+        Parameters
+        ----------
+        epochs : array of shape (n, n_channels, n_times), trials or averages of any number
+
+        Returns
+        -------
+        float64 array of shape (n, n_outputs)
+
+        Raises
+        ------
+        NoiseError
+            For another number of channels or samples, or NaN.
+        """
+        epochs = np.asarray(epochs)
+        if epochs.ndim != 3:
+            raise NoiseError(f"epochs have shape {epochs.shape}: give (n, n_channels, n_times)")
+        white = self.noise.whiten(epochs)
+        if not np.isfinite(white).all():
+            row = int(np.argwhere(~np.isfinite(white).all((1, 2)))[0, 0])
+            raise NoiseError(f"epoch {row} (from 0) holds NaN or infinity: leave it out")
+        return _turned(white, self)[:, self.selected] - self.center
+
+    def epochs(self, outputs: np.ndarray, center: bool = False) -> np.ndarray:
+        """Epochs in the unit of the recording that have these outputs, and nothing elsewhere.
+
+        Parameters
+        ----------
+        outputs : array of shape (n, n_outputs)
+        center : bool, add the training mean of the outputs
+
+        Returns
+        -------
+        float64 array of shape (n, n_channels, n_times)
+        """
+        n_channels, n_times = len(self.channel_basis), len(self.time_basis)
+        cells = np.zeros((len(outputs), n_channels * n_times))
+        cells[:, self.selected] = outputs + (self.center if center else 0)
+        cells = cells.reshape(-1, n_channels, n_times)
+        return self.noise.unwhiten(self.channel_basis @ (cells @ self.time_basis.T))
+
+    def only(self, n_outputs: int) -> SignalSpace:
+        """The first `n_outputs` directions, those with most signal."""
+        if not 1 <= n_outputs <= self.n_outputs:
+            raise ValueError(f"n_outputs is {n_outputs}: 1 to {self.n_outputs} are there")
+        kept = {
+            k: getattr(self, k)[:n_outputs]
+            for k in ("selected", "signal_variance", "noise_variance", "center")
+        }
+        return SignalSpace(self.noise, self.channel_basis, self.time_basis, **kept)
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Averaged answers of one person to the training pictures.
+
+    Attributes
+    ----------
+    space : SignalSpace
+    pictures : int array of shape (n,), ascending: which picture
+    outputs : array of shape (n, n_outputs)
+    n_repetitions : int array of shape (n,)
+    """
+
+    space: SignalSpace
+    pictures: np.ndarray
+    outputs: np.ndarray
+    n_repetitions: np.ndarray
+
+    def only(self, n_outputs: int) -> Responses:
+        """The first `n_outputs` directions."""
+        space = self.space.only(n_outputs)
+        return Responses(space, self.pictures, self.outputs[:, :n_outputs], self.n_repetitions)
+
+
+def measure_responses(
+    eeg: Any,
+    picture: np.ndarray,
+    noise: NoiseModel,
+    rows: np.ndarray | None = None,
+    n_outputs: int = 300,
+    smoothing: float = 0.3,
+) -> Responses:
+    """Find the signal space of one person and the answers to the training pictures in it.
+
+    Parameters
+    ----------
+    eeg : array, memory map or trial file of shape (n_trials, n_channels, n_times)
+        It is read three times, a block of pictures at a time.
+    picture : int array of shape (n_trials,), picture that each trial shows
+    noise : NoiseModel, fitted on the same kind of epochs
+    rows : int array, the training trials; default all
+    n_outputs : int, directions to keep at most
+    smoothing : float in [0, 1]
+        The signal variance of a direction is this share of (channel variance x time variance), plus
+        the rest of what was measured in that direction itself.
+
+    Raises
+    ------
+    NoiseError
+        No training trial, epochs that do not fit the noise model, nothing repeated, no signal.
+    """
+    picture = np.asarray(picture)
+    if len(eeg.shape) != 3 or picture.shape != (eeg.shape[0],):
+        raise NoiseError(
+            f"trials have shape {tuple(eeg.shape)}, pictures {picture.shape}: expected (n_trials, "
+            "n_channels, n_times) and the picture of each trial"
+        )
+    rows = np.arange(len(picture)) if rows is None else np.asarray(rows)
+    if not rows.size:
+        raise NoiseError("this person has no training trials: a forward model needs some of them")
+    shown, inverse = np.unique(picture[rows], return_inverse=True)
+    count = np.bincount(inverse)
+    groups = np.split(rows[np.argsort(inverse, kind="stable")], np.cumsum(count)[:-1])
+    twice = count > 1
+    if twice.sum() < 3:
+        raise NoiseError(
+            f"{int(twice.sum())} of {len(shown)} pictures were shown twice: the signal is what "
+            "repeats, so at least 3 have to be. Give trials before averaging"
+        )
+    space = _bases(lambda: _halves(eeg, groups, noise), twice, noise)
+    cells = np.zeros(noise.n_channels * noise.n_times)
+    power, sums = np.zeros_like(cells), np.zeros((2, len(cells)))
+    freedom = 0.0
+    for some, first, second, n in _halves(eeg, groups, noise):
+        a, b = (_turned(half[twice[some]], space) for half in (first, second))
+        cells += (a * b).sum(0)
+        sums += a.sum(0), b.sum(0)
+        n = n[:, twice[some]]
+        power += ((a - b) ** 2 / (1 / n[0] + 1 / n[1])[:, None]).sum(0)
+        freedom += len(a)
+    cells = (cells - sums[0] * sums[1] / freedom) / (freedom - 1)
+    product = np.outer(np.maximum(space.channel, 0), np.maximum(space.time, 0)).ravel()
+    signal = (1 - smoothing) * cells + smoothing * product / max(space.total, 1e-12)
+    order = np.argsort(-signal, kind="stable")[:n_outputs]
+    order = order[signal[order] > 0]
+    if not len(order) or space.total <= 0:
+        raise NoiseError(
+            "nothing repeats with the picture in these trials (signal variance is not above 0): "
+            "are the pictures assigned to the right trials?"
+        )
+    outputs = np.empty((len(shown), len(order)))
+    for some, first, second, n in _halves(eeg, groups, noise):
+        mean = (n[0, :, None, None] * first + n[1, :, None, None] * second) / n.sum(0)[
+            :, None, None
+        ]
+        outputs[some] = _turned(mean, space)[:, order]
+    center = outputs.mean(0)
+    found = SignalSpace(
+        noise, space.channel_basis, space.time_basis, order, signal[order],
+        power[order] / freedom, center,
+    )  # fmt: skip
+    return Responses(found, shown, outputs - center, count)
+
+
+@dataclass
+class _Bases:
+    channel_basis: np.ndarray
+    time_basis: np.ndarray
+    channel: np.ndarray
+    time: np.ndarray
+    total: float
+
+
+def _bases(halves: Any, twice: np.ndarray, noise: NoiseModel) -> _Bases:
+    """Eigenbases of the signal covariance over channels and over time, from both halves."""
+    n_channels, n_times = noise.n_channels, noise.n_times
+    time, channel = np.zeros((n_times, n_times)), np.zeros((n_channels, n_channels))
+    sums, n = np.zeros((2, n_channels, n_times)), 0
+    for some, first, second, _ in halves():
+        a, b = (x[twice[some]].astype(np.float64) for x in (first, second))
+        time += np.tensordot(a, b, ([0, 1], [0, 1]))
+        channel += np.tensordot(a, b, ([0, 2], [0, 2]))
+        sums += a.sum(0), b.sum(0)
+        n += len(a)
+    time = (time - sums[0].T @ sums[1] / n) / ((n - 1) * n_channels)
+    channel = (channel - sums[0] @ sums[1].T / n) / ((n - 1) * n_times)
+    (wt, vt), (wc, vc) = (np.linalg.eigh((m + m.T) / 2) for m in (time, channel))
+    return _Bases(vc[:, ::-1], vt[:, ::-1], wc[::-1], wt[::-1], float(np.trace(time) / n_times))
+
+
+def _turned(white: np.ndarray, bases: _Bases | SignalSpace) -> np.ndarray:
+    """Whitened epochs in the eigenbases, (n, n_channels * n_times) float64."""
+    turned = bases.channel_basis.T @ (white.astype(np.float64) @ bases.time_basis)
+    return turned.reshape(len(white), white.shape[1] * white.shape[2])
+
+
+def _halves(
+    eeg: Any, groups: Sequence[np.ndarray], noise: NoiseModel
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+    """Whitened averages of even and odd repetitions for blocks of pictures, and their numbers.
+
+    A picture with one trial has it in the first half and zeros, with number 0, in the second.
+    """
+    step = max(1, _BLOCK_BYTES // (8 * noise.n_channels * noise.n_times))
+    for start in range(0, len(groups), step):
+        some = groups[start : start + step]
+        halves = np.zeros((2, len(some), *eeg.shape[1:]), np.float32)
+        n = np.zeros((2, len(some)))
+        for i, rows in enumerate(some):
+            trials = np.asarray(eeg[rows], np.float32)
+            if not np.isfinite(trials).all():
+                raise NoiseError(
+                    f"trial {int(rows[~np.isfinite(trials).all((1, 2))][0])} holds NaN"
+                )
+            for h in (0, 1):
+                if len(trials[h::2]):
+                    halves[h, i], n[h, i] = trials[h::2].mean(0), len(trials[h::2])
+        white = noise.whiten(halves)
+        yield slice(start, start + len(some)), white[0], white[1], n

@@ -1,0 +1,147 @@
+"""Ceilings of a simulation: a decoder that knows every noise-free answer, and the noise in full.
+
+A ceiling has to know what the recording went through. Templates pass the same filter, baseline and
+resampling as the trials, noise is whitened over channels *and* time, and what cleaning took of the
+answers (eye components, interpolated electrodes) is measured on training trials as a gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sgdm_utils.signals.noise import NoiseError, NoiseModel
+
+Filter = Callable[[np.ndarray], np.ndarray]
+
+
+def filtered_templates(
+    brain_evoked: np.ndarray,
+    sfreq: float,
+    times: np.ndarray,
+    filtered: Filter,
+    baseline: bool = True,
+    pad_s: float = 4.0,
+    block: int = 32,
+) -> np.ndarray:
+    """Noise-free answers as the preprocessing of the trials would have left them.
+
+    Parameters
+    ----------
+    brain_evoked : array of shape (n, n_channels, n_samples), answers from onset on, average reference
+    sfreq : float, Hz, of these answers
+    times : array of shape (n_times,), seconds from onset, of the trials
+    filtered : callable
+        The filter of the recording: (n_channels, n_samples) at `sfreq` to the same shape. It is
+        applied to answers with `pad_s` seconds of silence on both sides.
+    baseline : bool, subtract the mean before onset, as from the trials
+    pad_s : float, at least the length of the filter
+    block : int, answers that are filtered in one go
+
+    Returns
+    -------
+    float64 array of shape (n, n_channels, n_times), unit of `brain_evoked`
+    """
+    n, n_channels, n_samples = brain_evoked.shape
+    pad = round(pad_s * sfreq)
+    if times[0] < -pad_s or times[-1] > pad_s:
+        raise ValueError(f"the trials reach beyond {pad_s} s around onset: give a longer pad_s")
+    length = n_samples + 2 * pad
+    grid = (np.arange(length) - pad) / sfreq
+    result = np.empty((n, n_channels, len(times)))
+    for start in range(0, n, block):
+        some = brain_evoked[start : start + block]
+        silent = np.zeros((len(some), n_channels, length))
+        silent[..., pad : pad + n_samples] = some
+        clean = filtered(silent.reshape(-1, length)).reshape(silent.shape)
+        if baseline:
+            before = (grid >= times[0] - 1e-9) & (grid <= 1e-9)
+            clean = clean - clean[..., before].mean(-1, keepdims=True)
+        # what is left of the band is far below the half of any usual rate: linear interpolation does
+        place = np.interp(times, grid, np.arange(length))
+        low = np.minimum(place.astype(int), length - 2)
+        share = place - low
+        result[start : start + len(some)] = (1 - share) * clean[..., low] + share * clean[
+            ..., low + 1
+        ]
+    return result
+
+
+def measured_gain(averages: np.ndarray, templates: np.ndarray, noise: NoiseModel) -> float:
+    """How much of the templates is in the averages: slope of the whitened averages on them.
+
+    Parameters
+    ----------
+    averages : array of shape (n, n_channels, n_times), averaged *training* trials
+    templates : array of the same shape, of the same pictures
+    noise : NoiseModel of these trials
+    """
+    if averages.shape != templates.shape:
+        raise NoiseError(f"averages {averages.shape} and templates {templates.shape} differ")
+    a, t = noise.whiten(averages), noise.whiten(templates)
+    a, t = a - a.mean(0), t - t.mean(0)
+    power = float((t**2).sum())
+    if not power > 0:
+        raise NoiseError(
+            "all templates are alike (snr 0?): there is nothing that a decoder could use"
+        )
+    return float((a * t).sum() / power)
+
+
+def ideal_log_likelihood(
+    average: np.ndarray,
+    templates: np.ndarray,
+    noise: NoiseModel,
+    n_repetitions: float,
+    training_average: np.ndarray | None = None,
+    training_template: np.ndarray | None = None,
+) -> np.ndarray:
+    """Log-likelihood, up to a constant of each row, of every template given averaged trials.
+
+    Parameters
+    ----------
+    average : array of shape (n, n_channels, n_times), averages of n_repetitions trials
+    templates : array of shape (n_gallery, n_channels, n_times), filtered and multiplied by the gain
+    noise : NoiseModel
+    n_repetitions : float
+    training_average, training_template : arrays of shape (n_channels, n_times), optional
+        Mean over training pictures, taken off what was recorded and what was expected (inductive).
+        Without them the means of the test set itself are taken off: *transductive*, label it so.
+
+    Returns
+    -------
+    float64 array of shape (n, n_gallery)
+    """
+    if (training_average is None) != (training_template is None):
+        raise ValueError("give both training means (inductive) or neither (transductive)")
+    if not n_repetitions > 0:
+        raise ValueError(f"n_repetitions is {n_repetitions}: an average has at least one")
+    off = average.mean(0) if training_average is None else training_average
+    expected = templates.mean(0) if training_template is None else training_template
+    b = noise.whiten(average - off).reshape(len(average), -1).astype(np.float64)
+    p = noise.whiten(templates - expected).reshape(len(templates), -1).astype(np.float64)
+    return n_repetitions * (b @ p.T - 0.5 * (p**2).sum(1))
+
+
+def ideal_posterior_mean(
+    log_likelihood: np.ndarray, values: np.ndarray, chosen: Sequence[int] | None = None
+) -> np.ndarray:
+    """Posterior mean over a large set of drawn pictures whose noise-free answers are known.
+
+    Parameters
+    ----------
+    log_likelihood : array of shape (n, n_set), `ideal_log_likelihood` with the set as gallery
+    values : array of shape (n_set, ...), e.g. silhouettes
+    chosen : int sequence, pictures of the set to use; default all
+
+    Returns
+    -------
+    float32 array of shape (n, ...); the mean minimises the squared error, threshold or argmax follow
+    """
+    rows = np.arange(len(values)) if chosen is None else np.asarray(chosen)
+    logs = log_likelihood[:, rows]
+    w = np.exp(logs - logs.max(1, keepdims=True))
+    w /= w.sum(1, keepdims=True)
+    some = np.asarray(values[rows], np.float32)
+    return np.tensordot(w.astype(np.float32), some, 1)
