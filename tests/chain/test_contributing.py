@@ -23,6 +23,12 @@ def test_every_kind_of_addition_has_a_recipe_of_less_than_thirty_lines():
         assert len(lines) < 30, f"{name}: {len(lines)} lines"
 
 
+def test_the_files_that_are_named_exist():
+    named = re.findall(r"^\| .* \| `([^`]+)`", TEXT, re.MULTILINE)
+    assert len(named) == 10
+    assert [name for name in named if not (paths.project_root() / name).is_file()] == []
+
+
 @pytest.mark.parametrize("name", ["encoder", "data set", "metric"])
 def test_a_recipe_works_as_it_stands(name, monkeypatch):
     monkeypatch.setattr(readers, "FORMS", dict(readers.FORMS))
