@@ -167,6 +167,54 @@ class NoiseModel:
         """Undo `whiten`, up to rounding."""
         return self._both_axes(epochs, self._channel_root, self._time_root)
 
+    def repair(self, epochs: np.ndarray, threshold: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+        """Replace electrodes that say something else than all others expect of them.
+
+        An electrode that went bad after the noise was measured, or in one run only, is spread over
+        every output by the whitening. Its *innovation* is what it says beyond its expectation given
+        the other electrodes; where the power of that, white over time, is `threshold` times what
+        the model knows, the electrode is replaced by the expectation. Each epoch is judged for
+        itself, so nothing is learned from the trials that are repaired.
+
+        Parameters
+        ----------
+        epochs : array of shape (n, n_channels, n_times), single trials
+        threshold : float above 1, ratio of variances; the worst electrode of an epoch goes first
+
+        Returns
+        -------
+        repaired : array like `epochs`
+        replaced : bool array of shape (n, n_channels)
+        """
+        if not threshold > 1:
+            raise NoiseError(f"threshold is {threshold}: 1 is what good electrodes have")
+        epochs = np.asarray(epochs)
+        if epochs.ndim != 3 or epochs.shape[1:] != (self.n_channels, self.n_times):
+            raise NoiseError(self._wrong_shape(epochs.shape))
+        precision = self._channel_inverse_root @ self._channel_inverse_root
+        repaired = epochs.copy()
+        replaced = np.zeros(epochs.shape[:2], bool)
+        for i, epoch in enumerate(epochs):
+            for _ in range(max(1, self.n_channels // 8)):
+                gone, kept = replaced[i], ~replaced[i]
+                sub = precision[np.ix_(kept, kept)]
+                if gone.any():  # precision of the electrodes that are left (Schur complement)
+                    cross = precision[np.ix_(kept, gone)]
+                    sub = sub - cross @ np.linalg.solve(precision[np.ix_(gone, gone)], cross.T)
+                innovation = (sub @ epoch[kept]) / np.diagonal(sub)[:, None]
+                white = innovation @ self._time_inverse_root
+                power = np.diagonal(sub) * (white**2).mean(1)
+                if power.max() <= threshold:
+                    break
+                replaced[i, np.flatnonzero(kept)[power.argmax()]] = True
+            gone, kept = replaced[i], ~replaced[i]
+            if gone.any():
+                expected = -np.linalg.solve(
+                    precision[np.ix_(gone, gone)], precision[np.ix_(gone, kept)] @ epoch[kept]
+                )
+                repaired[i, gone] = expected
+        return repaired, replaced
+
     def select(self, channels: Sequence[int] | np.ndarray) -> NoiseModel:
         """Model of some electrodes only: rows and columns of the channel covariance.
 

@@ -18,8 +18,8 @@ def test_notebook_24_on_the_small_study(smoke_study, tmp_path, monkeypatch):
     assert set(rows["condition"]) == {"eeg", "shuffled_eeg"} and not rows["transductive"].any()
     top1 = rows[rows["metric"] == "top1"].set_index(["model", "condition", "subject"])
     for subject in study.subjects:
-        assert top1.loc[("forward", "shuffled_eeg", subject), "p_value"] > 0.001
-        assert top1.loc[("forward", "eeg", subject), "p_value"] < 0.05
+        assert top1.loc[("forward_repaired", "shuffled_eeg", subject), "p_value"] > 0.001
+        assert top1.loc[("forward_repaired", "eeg", subject), "p_value"] < 0.05
     artifact = artifacts.read_artifact("smoke", "joint", "24_forward_model", study.seeds[0])
     read = {place.rsplit("/", 1)[1] for place in artifact.identity["inputs"]}
     assert read == {"data", "encoder", "preprocessing"}

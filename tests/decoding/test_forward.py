@@ -10,7 +10,7 @@ from sgdm_utils.decoding.forward import model as forward
 from sgdm_utils.decoding.forward import picture_features, signal_space
 from sgdm_utils.decoding.forward import posterior as picture_posterior
 from sgdm_utils.experiments import ceilings as ideal
-from sgdm_utils.signals.noise import NoiseModel
+from sgdm_utils.signals.noise import NoiseError, NoiseModel
 
 C, T, N, REPS = 6, 20, 160, 4
 
@@ -92,6 +92,22 @@ def test_whitening_is_one_linear_map_that_can_be_undone(study, tmp_path):
     again = NoiseModel.load(tmp_path / "noise.npz")
     np.testing.assert_array_equal(again.whiten(x), noise.whiten(x))
     assert (again.method, again.time_shrinkage) == (noise.method, noise.time_shrinkage)
+
+
+def test_an_electrode_gone_bad_is_replaced_and_good_ones_are_left_alone():
+    channel, time = _covariances(np.random.default_rng(5))
+    noise, rng = NoiseModel(channel, time, 1), np.random.default_rng(7)
+    clean = _noise(rng, 40)
+    broken = clean.copy()
+    broken[:20, 3] += 20 * rng.normal(size=(20, T))
+    repaired, replaced = noise.repair(broken, 6.0)
+    assert replaced[:20, 3].all() and replaced.sum() == 20
+    np.testing.assert_array_equal(repaired[20:], clean[20:])
+    rest = [0, 1, 2, 4, 5]
+    expected = channel[3, rest] @ np.linalg.solve(channel[np.ix_(rest, rest)], clean[:20][:, rest])
+    np.testing.assert_allclose(repaired[:20, 3], expected, atol=1e-8)
+    with pytest.raises(NoiseError, match="threshold is 1"):
+        noise.repair(clean, 1.0)
 
 
 def test_fewer_electrodes_are_whitened_by_their_own_rows(study):
