@@ -89,6 +89,8 @@ def results(study: str = "demo") -> str:
         f"most, seed {seed}, 95 % bootstrap intervals. Finding the seen "
         f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): {'; '.join(parts)}.",
     ]
+    if (folder / "forward.csv").is_file():
+        lines += ["", _forward_sentence(table("forward"))]
     every = tables.read_table(folder / "reconstruction.csv")
     every = every[(every["subject"] == "all") & (every["condition"] == "eeg")]
     if every["seed"].nunique() > 1:
@@ -111,6 +113,23 @@ def results(study: str = "demo") -> str:
         f"{peak:.1f} GB, on two cores (`reports/demo/tables/runtime.csv`).",
     ]
     return "\n".join(lines)
+
+
+def _forward_sentence(found: pd.DataFrame) -> str:
+    """What the forward model of 24 finds among the same pictures, each person's top-1."""
+    top = found[(found["metric"] == "top1") & (found["condition"] == "eeg")]
+    parts = []
+    for model, label in (
+        ("forward", "as it is"),
+        ("forward_repaired", "with bad electrodes repaired in each trial"),
+        ("ideal_full_noise", "a decoder that knows every noise-free answer"),
+    ):
+        here = top[top["model"] == model].sort_values("subject")
+        parts.append(f"{label} {', '.join(f'{v:.2f}' for v in here['value'])}")
+    return (
+        "The other way round, a linear *forward model* asked which picture explains the EEG (`24_forward_model`, no "
+        f"network): {'; '.join(parts)}. A first, blind look found less for one person; the notebook says why."
+    )
 
 
 def fill(text: str, table: str) -> str:
