@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 
@@ -109,6 +110,25 @@ def test_it_does_nothing_that_hides_a_failure(book):
     for cell in code(book):
         for what, pattern in FORBIDDEN.items():
             assert not pattern.search(cell.source), f"{what}:\n{cell.source}"
+
+
+CHAIN = [p for p in NOTEBOOKS if p.parent == FOLDER]
+
+
+@pytest.mark.parametrize("path", CHAIN, ids=[p.stem for p in CHAIN])
+def test_the_chain_can_be_read(path):
+    """A sentence before every cell, and cells of one idea."""
+    cells = nbformat.read(path, as_version=4).cells
+    kinds = [cell.cell_type for cell in cells]
+    assert ("code", "code") not in set(zip(kinds, kinds[1:], strict=False)) and kinds[
+        0
+    ] == "markdown"
+    lengths = [
+        sum(1 for line in cell.source.splitlines() if line.strip())
+        for cell in cells
+        if cell.cell_type == "code" and "parameters" not in tags(cell)
+    ]
+    assert max(lengths) <= 25 and statistics.median(lengths) <= 8
 
 
 def test_its_cells_are_short(book):
