@@ -35,7 +35,7 @@ MAPPING = bids.EventMapping(stimulus_column="", label_column="trial_type")
 def data_dir(tmp_path_factory) -> Path:
     """A data folder with the recording as BIDS, converted by the command that the docs give."""
     folder = tmp_path_factory.mktemp("muse")
-    done = command(folder, "sgdm_utils.datasets.muse", str(SOURCE), "muse_n170")
+    done = command(folder, "sgdm_utils", "convert-muse", str(SOURCE), "muse_n170")
     assert done.returncode == 0, done.stderr
     assert "run 6: data_2017-09-13-15.45.08.csv, 120.0 s, 199 events" in done.stdout
     return folder
@@ -90,10 +90,10 @@ def test_electrodes_are_where_the_headband_has_them(data_dir):
 def test_a_session_is_converted_once_only(data_dir):
     root = data_dir / "data" / "raw" / "muse_n170"
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
-    again = command(data_dir, "sgdm_utils.datasets.muse", str(SOURCE), "muse_n170")
+    again = command(data_dir, "sgdm_utils", "convert-muse", str(SOURCE), "muse_n170")
     assert again.returncode == 1 and "already has session 01 of subject 01" in again.stderr
     other = command(
-        data_dir, "sgdm_utils.datasets.muse", str(SOURCE), "muse_n170", "--session", "02"
+        data_dir, "sgdm_utils", "convert-muse", str(SOURCE), "muse_n170", "--session", "02"
     )
     assert other.returncode == 1 and "has the same content as sub-01_ses-01" in other.stderr
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
