@@ -121,7 +121,7 @@ def leave_one_run_out_auc(features: np.ndarray, face: np.ndarray, run: np.ndarra
 @pytest.mark.timeout(300)
 def test_faces_and_houses_differ_after_the_stimulus_and_not_before(data_dir, monkeypatch):
     for notebook in (["00_data"], ["01_preprocessing", "--subject", "sub-01"]):
-        done = command(data_dir, "sgdm_utils.workflow.run", *notebook, "--study", "my_bids")
+        done = command(data_dir, "sgdm_utils", "run", *notebook, "--study", "my_bids")
         assert done.returncode == 0, done.stderr
     monkeypatch.setenv("SGDM_DATA", str(data_dir / "data"))
     artifact = artifacts.read_artifact("my_bids", "sub-01", "preprocessing")
