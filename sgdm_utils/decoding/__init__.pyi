@@ -25,6 +25,7 @@ from .structure import (
 )
 from .trained import (
     Targets,
+    clip_embedder,
     clip_label,
     load_part,
     open_architecture,

@@ -7,7 +7,7 @@ One file format, one reader: an encoder is ``encoder.json`` (its arguments) and
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ import open_clip
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 
-from sgdm_utils.decoding.clip import load_clip
+from sgdm_utils.decoding.clip import CLIP_MEAN, CLIP_STD, load_clip
 from sgdm_utils.decoding.encoders import SGDMEncoder
 from sgdm_utils.decoding.features import load_features
 from sgdm_utils.decoding.structure import StructureVAE
@@ -131,6 +132,28 @@ def open_clip_model(
     name = encoder.parameters.get("clip_model", "")
     pretrained = encoder.parameters.get("clip_pretrained") or None
     return load_clip(name or f"local-dir:{encoder / 'clip'}", pretrained, device)
+
+
+def clip_embedder(clip: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Function of pictures (n, 3, size, size) in [0, 1] to embeddings, differentiable in the pictures.
+
+    Parameters
+    ----------
+    clip : open_clip model; its own mean and spread of colours are used where it names them
+    """
+    mean, std = (
+        torch.tensor(getattr(clip.visual, name, None) or default).view(1, 3, 1, 1)
+        for name, default in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD))
+    )
+    side = clip.visual.image_size
+    side = (side, side) if isinstance(side, int) else tuple(side)
+
+    def embed(pictures: torch.Tensor) -> torch.Tensor:
+        if tuple(pictures.shape[-2:]) != side:
+            pictures = F.interpolate(pictures, size=side, mode="bicubic", antialias=True)
+        return clip.encode_image((pictures - mean.to(pictures)) / std.to(pictures))
+
+    return embed
 
 
 def clip_label(encoder: Artifact) -> str:

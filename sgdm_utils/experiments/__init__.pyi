@@ -1,7 +1,6 @@
 from . import (
     ablation,
     attribution,
-    ceilings,
     effects,
     human_test,
     ideal_decoder,

@@ -18,6 +18,7 @@ BEGIN, END = (
 ROWS = {
     "oracle": "true meaning and true structure (limit of the generator)",
     "eeg": "**EEG** (test concepts never trained on)",
+    "eeg_encoder": "the same EEG, read by the networks instead of the forward model",
     "shuffled_eeg": "EEG of another picture",
     "other_subject": "another person's EEG, read as this person's",
     "oracle_semantics": "true meaning, EEG structure",

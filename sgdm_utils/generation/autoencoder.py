@@ -7,7 +7,38 @@ from diffusers import AutoencoderKL
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
 from torch.nn import functional as F
+
+
+class OutlineHead(nn.Module):
+    """Redraws a decoded picture along the lines of its structure map, at half resolution.
+
+    Latents are a small grid and blur every outline; the map has it at full resolution. The head is
+    told both (and whether there is a map), and starts by changing nothing.
+
+    Parameters
+    ----------
+    width : int, feature channels
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(6 * 4, width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(width, 3 * 4, 3, padding=1),
+        )  # fmt: skip
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(
+        self, pictures: torch.Tensor, maps: torch.Tensor, known: torch.Tensor
+    ) -> torch.Tensor:
+        """Pictures (batch, 3, size, size), maps (batch, 2, size, size), known (batch,) in {0, 1}."""
+        known = known.to(pictures).view(-1, 1, 1, 1).expand(-1, 1, *pictures.shape[2:])
+        told = torch.cat([pictures, (2 * maps - 1) * known, known], dim=1)
+        return pictures + F.pixel_shuffle(self.layers(F.pixel_unshuffle(told, 2)), 2)
 
 
 class PictureVAE(ModelMixin, ConfigMixin):
@@ -26,6 +57,12 @@ class PictureVAE(ModelMixin, ConfigMixin):
     latent_channels : int
     width : int, channels of the networks, a multiple of 16
     layers_per_block : int
+    outline_width : int, feature channels of the `OutlineHead`; 0 for a decoder that sees no map
+
+    Notes
+    -----
+    The decoder may be given the structure map of the picture ("structurally supervised"): latents
+    then need not hold the outline, which a small grid cannot.
     """
 
     @register_to_config
@@ -36,6 +73,7 @@ class PictureVAE(ModelMixin, ConfigMixin):
         latent_channels: int = 16,
         width: int = 128,
         layers_per_block: int = 1,
+        outline_width: int = 0,
     ) -> None:
         super().__init__()
         if size % patch:
@@ -55,6 +93,7 @@ class PictureVAE(ModelMixin, ConfigMixin):
             sample_size=size // patch,
             mid_block_add_attention=False,
         )
+        self.outline = OutlineHead(outline_width) if outline_width else None
         self.register_buffer("patch_mean", torch.zeros(n))
         self.register_buffer("patch_basis", torch.eye(n))  # columns: components
         self.register_buffer("patch_scale", torch.ones(n))  # their standard deviations
@@ -112,17 +151,36 @@ class PictureVAE(ModelMixin, ConfigMixin):
         mean = components[:, : mean.shape[1]] + mean
         return DiagonalGaussianDistribution(torch.cat([mean, log_variance], dim=1))
 
-    def reconstruct(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures in about [-1, 1] from raw (not standardised) latents."""
+    def reconstruct(
+        self,
+        latents: torch.Tensor,
+        maps: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Pictures in about [-1, 1] from raw (not standardised) latents.
+
+        Parameters
+        ----------
+        latents : tensor of shape (batch, latent_channels, grid, grid)
+        maps : tensor of shape (batch, 2, size, size) in [0, 1], structure maps; None for none
+        known : tensor of shape (batch,), 0 for an item whose map is hidden; None shows all
+        """
         components = self.kl.decode(latents).sample
         linear = F.pad(latents, (0, 0, 0, 0, 0, components.shape[1] - latents.shape[1]))
-        return self.from_components(linear + components)
+        pictures = self.from_components(linear + components)
+        if self.outline is None:
+            return pictures
+        if maps is None:
+            maps, known = torch.zeros_like(pictures[:, :2]), pictures.new_zeros(len(pictures))
+        elif known is None:
+            known = pictures.new_ones(len(pictures))
+        return self.outline(pictures, maps.to(pictures), known)
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Standardised mean latents, (batch, latent_channels, grid, grid)."""
         return (self.posterior(pictures).mode() - self.latent_mean) / self.latent_std
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures in [0, 1], (batch, 3, size, size), from standardised latents."""
+    def decode(self, latents: torch.Tensor, maps: torch.Tensor | None = None) -> torch.Tensor:
+        """Pictures in [0, 1], (batch, 3, size, size), from standardised latents, see `reconstruct`."""
         raw = latents * self.latent_std + self.latent_mean
-        return (self.reconstruct(raw) / 2 + 0.5).clamp(0, 1)
+        return (self.reconstruct(raw, maps) / 2 + 0.5).clamp(0, 1)

@@ -138,48 +138,76 @@ def shrink(target: torch.Tensor, error: torch.Tensor, noise: torch.Tensor) -> to
     return (1 - s**2) * target + s * (1 - s**2).sqrt() * error
 
 
-def doubtful_category(
-    category: torch.Tensor, n_categories: int, evidence: torch.Tensor, error: torch.Tensor
-) -> torch.Tensor:
-    """Probabilities that an observer with noisy evidence, who knows its noise, would give.
+def colour_layout(pictures: torch.Tensor, grid: int) -> torch.Tensor:
+    """Mean colour of each cell, (batch, 3, grid, grid), of pictures (batch, 3, size, size)."""
+    return F.adaptive_avg_pool2d(pictures, grid)
 
-    The observer sees x = a * onehot + error, with unit normal errors; Bayes' rule with equal priors
-    makes of it softmax(a * x), which is calibrated by construction.
+
+def guided_colours(
+    colours: torch.Tensor, silhouettes: torch.Tensor, epsilon: float = 1e-3
+) -> torch.Tensor:
+    """Colours of cells, brought to full resolution along the lines of a silhouette.
+
+    In every neighbourhood of three by three cells the colours are fitted as ``a * m + b`` of the share
+    m of the cell that is figure; a and b are smooth, so they can be enlarged, and the silhouette at
+    full resolution puts the edge where it is.
 
     Parameters
     ----------
-    category : long tensor of shape (batch,); -1 (none of them) gives equal probabilities
-    n_categories : int
-    evidence : tensor of shape (batch,), a: 0 for none, infinity for certainty
-    error : tensor of shape (batch, n_categories), standard normal
+    colours : tensor of shape (batch, 3, grid, grid)
+    silhouettes : tensor of shape (batch, size, size) in [0, 1]
+    epsilon : float, variance of m below which a neighbourhood counts as one colour
 
     Returns
     -------
-    tensor of shape (batch, n_categories), rows sum to one
+    tensor of shape (batch, 3, size, size)
+
+    References
+    ----------
+    He, Sun & Tang (2010), "Guided image filtering" (here between two resolutions).
     """
-    truth = F.one_hot(category.clamp(min=0), n_categories).to(error.dtype)
-    certain = torch.isinf(evidence) & (category >= 0)
-    a = torch.where(torch.isinf(evidence) | (category < 0), 0.0, evidence.to(error.dtype))[:, None]
-    posterior = (a * (a * truth + error)).softmax(dim=1)
-    return torch.where(certain[:, None], truth, posterior)
+    fine = silhouettes[:, None].to(colours)
+    figure = F.adaptive_avg_pool2d(fine, colours.shape[-1])
+
+    def around(x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+
+    mean = around(figure)
+    covariance = around(figure * colours) - mean * around(colours)
+    slope = covariance / (around(figure**2) - mean**2 + epsilon)
+    offset = around(around(colours) - slope * mean)
+    enlarge = {"size": fine.shape[-2:], "mode": "bilinear", "align_corners": False}
+    return F.interpolate(around(slope), **enlarge) * fine + F.interpolate(offset, **enlarge)
 
 
-def fold_maps(maps: torch.Tensor, grid: int, noise: torch.Tensor | None = None) -> torch.Tensor:
-    """Structure maps folded onto the latent grid, with their noise level as a last channel.
+def fold_maps(
+    maps: torch.Tensor,
+    grid: int,
+    noise: torch.Tensor | None = None,
+    expected: torch.Tensor | None = None,
+    n_latent: int = 0,
+) -> torch.Tensor:
+    """Structure maps folded onto the latent grid, their noise level, and the expected latents.
 
     Parameters
     ----------
     maps : tensor of shape (batch, 2, size, size) in [0, 1]: silhouette, edges
     grid : int, cells per side
     noise : tensor of shape (batch,), noise level of each map in [0, 1]; None for exact maps
+    expected : tensor of shape (batch, n_latent, grid, grid), latents of the guided colours; None
+        (zeros) where no colours are known
+    n_latent : int, latent channels
 
     Returns
     -------
-    tensor of shape (batch, 2 * (size / grid)^2 + 1, grid, grid)
+    tensor of shape (batch, 2 * (size / grid)^2 + 1 + n_latent, grid, grid)
     """
     folded = F.pixel_unshuffle(maps * 2 - 1, maps.shape[-1] // grid)
     level = folded.new_zeros(len(maps)) if noise is None else noise.to(folded)
-    return torch.cat([folded, level.view(-1, 1, 1, 1).expand(-1, 1, grid, grid)], dim=1)
+    if expected is None:
+        expected = folded.new_zeros(len(maps), n_latent, grid, grid)
+    level = level.view(-1, 1, 1, 1).expand(-1, 1, grid, grid)
+    return torch.cat([folded, level, expected.to(folded)], dim=1)
 
 
 def trust(answer: torch.Tensor, truth: torch.Tensor) -> tuple[float, float]:

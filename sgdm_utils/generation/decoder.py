@@ -27,6 +27,7 @@ class Decoded:
     embedding_noise, structure_noise : tensors of shape (batch,), noise levels in [0, 1]
     maps : tensor of shape (batch, 2, size, size) in [0, 1], silhouette and edges
     category : tensor of shape (batch, n_categories), calibrated probabilities
+    colours : tensor of shape (batch, 3, grid, grid) in [0, 1], mean colours of cells, or None
     """
 
     embedding: torch.Tensor
@@ -34,6 +35,7 @@ class Decoded:
     maps: torch.Tensor
     structure_noise: torch.Tensor
     category: torch.Tensor
+    colours: torch.Tensor | None = None
 
 
 class EEGDecoder(ModelMixin, ConfigMixin):
@@ -47,6 +49,7 @@ class EEGDecoder(ModelMixin, ConfigMixin):
     subjects : list of str, people with a layer of their own
     categories : list of str, names of the category head's outputs
     gallery_ids : list of str, pictures among which neighbours are looked for
+    grid : int, cells per side of the colour layout
 
     Notes
     -----
@@ -65,6 +68,7 @@ class EEGDecoder(ModelMixin, ConfigMixin):
         subjects: list[str],
         categories: list[str],
         gallery_ids: list[str],
+        grid: int = 8,
     ) -> None:
         super().__init__()
         n_chans, embed_dim = len(channels), meaning_encoder["n_outputs"]
@@ -77,7 +81,8 @@ class EEGDecoder(ModelMixin, ConfigMixin):
         for name, shape in {
             "factor": (n_people,), "meaning_noise": (n_people,), "structure_noise": (n_people,),
             "code_center": (dim,), "code_spread": (dim,), "temperature": (1,),
-            "gallery": (len(gallery_ids), embed_dim),
+            "gallery": (len(gallery_ids), embed_dim), "colour_weights": (embed_dim, 6),
+            "colour_offset": (6,),
         }.items():  # fmt: skip
             self.register_buffer(name, torch.ones(shape))
 
@@ -184,13 +189,58 @@ class EEGDecoder(ModelMixin, ConfigMixin):
         z = self.meaning(eeg, person, positions)
         code = self.structure(eeg, person, positions) * self.code_spread + self.code_center
         logits = self.category_head(z) / self.temperature
+        embedding, maps = self.factor[person, None] * z, self.structure_vae.maps(code)
         return Decoded(
-            embedding=self.factor[person, None] * z,
+            embedding=embedding,
             embedding_noise=self.meaning_noise[person],
-            maps=self.structure_vae.maps(code),
+            maps=maps,
             structure_noise=self.structure_noise[person],
             category=logits.softmax(dim=1),
+            colours=self.colours(embedding, maps),
         )
+
+    def colours(self, embedding: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+        """Colour layout (batch, 3, grid, grid): an embedding's colours of figure and ground on a map.
+
+        The networks decode no layout. Which colours go with an embedding is a linear regression over
+        training pictures (`fit_colours`); where they lie is what the silhouette says.
+        """
+        both = (embedding @ self.colour_weights + self.colour_offset).clamp(0, 1)
+        figure, ground = both[:, :3, None, None], both[:, 3:, None, None]
+        share = nn.functional.adaptive_avg_pool2d(maps[:, :1], self.config.grid)
+        return share * figure + (1 - share) * ground
+
+    @torch.no_grad()
+    def fit_colours(
+        self,
+        embeddings: torch.Tensor,
+        pictures: torch.Tensor,
+        silhouettes: torch.Tensor,
+        alpha: float = 10.0,
+    ) -> None:
+        """Regress the mean colours of figure and ground on the embedding.
+
+        Parameters
+        ----------
+        embeddings : tensor of shape (n, embed_dim), of training pictures, standardised
+        pictures : tensor of shape (n, 3, size, size) in [0, 1]
+        silhouettes : tensor of shape (n, size, size) in [0, 1]
+        alpha : float, ridge penalty
+        """
+        means = []
+        for picture, figure in zip(
+            pictures.split(512), silhouettes[:, None].split(512), strict=True
+        ):
+            weights = torch.cat([figure, 1 - figure], dim=1)  # (n, 2, size, size)
+            total = torch.einsum("nchw,nkhw->nkc", picture, weights)
+            means.append((total / weights.sum((2, 3))[..., None].clamp(min=1)).flatten(1))
+        answer, x = torch.cat(means).double(), embeddings.double()
+        center, mean = answer.mean(0), x.mean(0)
+        x = x - mean
+        penalty = alpha * torch.eye(x.shape[1], dtype=x.dtype)
+        weights = torch.linalg.solve(x.T @ x + penalty, x.T @ (answer - center))
+        self.colour_weights.copy_(weights)
+        self.colour_offset.copy_(center - mean @ weights)
 
     def neighbours(self, embedding: torch.Tensor, k: int) -> list[list[str]]:
         """Ids of the `k` gallery pictures nearest in angle to each embedding, nearest first."""

@@ -67,11 +67,11 @@ def make_unet(
 
 
 def make_controlnet(unet: UNet2DConditionModel, map_size: int) -> ControlNetModel:
-    """A ControlNet that starts as a copy of the UNet's encoder, for maps folded onto its grid."""
+    """A ControlNet that starts as a copy of the UNet's encoder, for what `fold_maps` returns."""
     fold = map_size // unet.config.sample_size
     controlnet = ControlNetModel.from_unet(
         unet,
-        conditioning_channels=2 * fold**2 + 1,
+        conditioning_channels=2 * fold**2 + 1 + unet.config.in_channels,
         conditioning_embedding_out_channels=(128,),
         load_weights_from_unet=True,
     )
@@ -129,24 +129,33 @@ def predict(
 
 
 def velocity(
-    output: torch.Tensor, noisy: torch.Tensor, alpha_bar: torch.Tensor, residual_std: float
+    output: torch.Tensor,
+    noisy: torch.Tensor,
+    alpha_bar: torch.Tensor,
+    residual_std: float,
+    expected: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
     """The velocity v that an output of the networks stands for.
 
-    Conditions determine most of a picture: given them, a latent varies by s, much less than its
-    standard deviation of 1. The estimate of the clean latent is then, following Karras et al., ::
+    Conditions determine most of a picture: given them, a latent varies by s around what is expected,
+    much less than its standard deviation of 1. The estimate of the clean latent is then, following
+    Karras et al., ::
 
-        c_skip * noisy + c_out * output      with b = alpha_bar * s^2 + 1 - alpha_bar,
+        expected + c_skip * (noisy - sqrt(alpha_bar) * expected) + c_out * output
+        with b = alpha_bar * s^2 + 1 - alpha_bar,
         c_skip = sqrt(alpha_bar) * s^2 / b,  c_out = s * sqrt((1 - alpha_bar) / b)
 
-    so that in strong noise the networks name the latent, and near the end what is still missing. With
-    s = 1 the output is -v itself. Schedulers expect the velocity that belongs to this estimate.
+    so that in strong noise the networks name what the expectation lacks, and near the end what is
+    still missing. With s = 1 and nothing expected the output is -v itself. Schedulers expect the
+    velocity that belongs to this estimate. It is linear in output and expectation together, so
+    predictions whose weights sum to one can be added before or after.
 
     Parameters
     ----------
     output, noisy : tensors of shape (batch, latent_channels, grid, grid)
     alpha_bar : tensor that broadcasts to them, share of signal power in `noisy`
     residual_std : float, s
+    expected : tensor like `noisy`, latents of the guided colours; 0 where nothing is expected
 
     References
     ----------
@@ -155,8 +164,9 @@ def velocity(
     """
     a, s = alpha_bar.to(noisy.dtype), residual_std
     b = a * s**2 + 1 - a
-    skip = (a * (1 - a)).sqrt() * (1 - s**2) * noisy
-    return (skip - s * b.sqrt() * output.to(noisy.dtype)) / b
+    rest = noisy - a.sqrt() * expected
+    estimate_rest = a.sqrt() * s**2 / b * rest + s * ((1 - a) / b).sqrt() * output.to(noisy.dtype)
+    return (a.sqrt() * rest - estimate_rest) / (1 - a).sqrt() - (1 - a).sqrt() * expected
 
 
 #: `cross_attention_kwargs` key under which the tokens of all resolutions travel.

@@ -24,9 +24,11 @@ from huggingface_hub import ModelCard, ModelCardData
 
 # diffusers loads components only from modules that are imported already: all of them are, by this
 import sgdm_utils.generation.autoencoder
-import sgdm_utils.generation.decoder  # noqa: F401
+import sgdm_utils.generation.decoder
+import sgdm_utils.generation.posterior  # noqa: F401
 from sgdm_utils.decoding.training import training_dtype
-from sgdm_utils.generation.conditioning import fold_maps
+from sgdm_utils.generation.conditioning import fold_maps, guided_colours
+from sgdm_utils.generation.decoder import Decoded
 from sgdm_utils.generation.guide import category_direction, guided_velocity
 from sgdm_utils.generation.networks import listen_by_resolution, predict, resolutions, velocity
 from sgdm_utils.generation.pretrained.stored import (
@@ -77,6 +79,7 @@ class SGDMPipeline(DiffusionPipeline):
     vae, unet, controlnet, condition, scheduler : the generator
     classifier : LatentClassifier, or None for a pipeline without category guidance
     decoder : EEGDecoder, or None for a generator that is only given conditions
+    posterior : EEGPosterior, or None where there is no forward model
 
     References
     ----------
@@ -85,10 +88,18 @@ class SGDMPipeline(DiffusionPipeline):
     Dhariwal & Nichol (2021), arXiv:2105.05233 (classifier guidance).
     """
 
-    _optional_components = ["classifier", "decoder"]
+    _optional_components = ["classifier", "decoder", "posterior"]
 
     def __init__(
-        self, vae, unet, controlnet, condition, scheduler, classifier=None, decoder=None
+        self,
+        vae,
+        unet,
+        controlnet,
+        condition,
+        scheduler,
+        classifier=None,
+        decoder=None,
+        posterior=None,
     ) -> None:
         super().__init__()
         if scheduler.config.prediction_type != "v_prediction":
@@ -98,7 +109,7 @@ class SGDMPipeline(DiffusionPipeline):
             )
         self.register_modules(
             vae=vae, unet=unet, controlnet=controlnet, condition=condition, scheduler=scheduler,
-            classifier=classifier, decoder=decoder,
+            classifier=classifier, decoder=decoder, posterior=posterior,
         )  # fmt: skip
         for network in (unet, controlnet):
             listen_by_resolution(network, unet.config.sample_size)
@@ -146,6 +157,8 @@ class SGDMPipeline(DiffusionPipeline):
         n_neighbours: int = 5,
         previews: bool = False,
         sfreq: float | None = None,
+        conditions: str = "encoder",
+        n_averaged: int | None = None,
     ) -> SGDMOutput:
         """Pictures from preprocessed EEG epochs.
 
@@ -157,6 +170,9 @@ class SGDMPipeline(DiffusionPipeline):
         batch_size : int, epochs that are drawn together
         n_neighbours : int, gallery pictures to return for each epoch
         previews : bool, also return what the run believed on the way
+        conditions : "encoder", what the networks say, for any electrodes and anybody; or "posterior",
+            what the forward model says, for all electrodes of people who have one (better)
+        n_averaged : int, trials that each epoch is the average of; needed by "posterior"
 
         Raises
         ------
@@ -165,7 +181,7 @@ class SGDMPipeline(DiffusionPipeline):
         """
         if self.decoder is None:
             raise ValueError("this pipeline has no EEG decoder: use generate(embedding, maps)")
-        told = self.decoder(eeg, electrodes, subject, sfreq)
+        told = self._decode(eeg, electrodes, subject, sfreq, conditions, n_averaged)
         size = self.vae.config.size
         images, beliefs = [], []
         for start in range(0, len(told.embedding), batch_size):
@@ -178,10 +194,12 @@ class SGDMPipeline(DiffusionPipeline):
                     num_inference_steps, own, told.embedding_noise[rows],
                     told.structure_noise[rows], told.category[rows], category_scale,
                     (lambda _, x, way=way: way.append(x)) if previews else None,
+                    None if told.colours is None else told.colours[rows],
                 )
             )  # fmt: skip
             if previews:
-                beliefs.append(self._previews(way, size))
+                maps = told.maps[rows] if structure_scale else None
+                beliefs.append(self._previews(way, maps, size))
         stacked = {name: np.concatenate([b[name] for b in beliefs]) for name in PREVIEWS if beliefs}
         return SGDMOutput(
             images=np.concatenate(images),
@@ -205,6 +223,7 @@ class SGDMPipeline(DiffusionPipeline):
         category: torch.Tensor | None = None,
         category_scale: float = 0.0,
         callback: Callable[[int, torch.Tensor], None] | None = None,
+        colours: torch.Tensor | None = None,
     ) -> np.ndarray:
         """Sample one picture for each embedding.
 
@@ -224,7 +243,9 @@ class SGDMPipeline(DiffusionPipeline):
         category_scale : float, at least 0: classifier guidance towards `category`; 0 still lets
             the generator see the probabilities
         callback : called after each step with its number and the current estimate of the finished
-            latents, for previews: `pipe.vae.decode(estimate)`
+            latents, for previews: `pipe.vae.decode(estimate, maps)`
+        colours : tensor of shape (batch, 3, grid, grid) in [0, 1], mean colour of each cell of the
+            latent grid, part of the structure; None where they are not known
 
         Returns
         -------
@@ -245,9 +266,16 @@ class SGDMPipeline(DiffusionPipeline):
         levels = {"embedding": embedding_noise, "structure": structure_noise}
         trust = [noise_levels(x, batch, name).to(device, dtype) for name, x in levels.items()]
         weights = {"none": 1 - semantic_scale, "sem": semantic_scale}
+        maps, folded_maps = (maps if structure_scale else None), None
+        expected = torch.zeros((), device=device)
         if maps is not None:
             weights |= {"sem": semantic_scale - structure_scale, "both": structure_scale}
-            maps = fold_maps(maps.to(device, dtype), grid, trust[1])
+            maps = maps.to(device, torch.float32)
+            latents = self._expected_latents(maps, colours)
+            folded_maps = fold_maps(maps, grid, trust[1], latents, self.unet.config.in_channels).to(
+                dtype
+            )
+            expected = expected if latents is None else structure_scale * latents
         weights = {branch: w for branch, w in weights.items() if w}  # a branch of weight 0 is free
         embedding = embedding.to(device, dtype)
         category = None if category is None else category.to(device, dtype)
@@ -270,31 +298,69 @@ class SGDMPipeline(DiffusionPipeline):
             noisy = self.scheduler.scale_model_input(latents, t).to(dtype)
             output, time, a = torch.zeros_like(latents), t.expand(batch), alphas_bar[int(t)]
             for branch, weight in weights.items():
-                folded = maps if branch == "both" else None
+                folded = folded_maps if branch == "both" else None
                 f = predict(self.unet, self.controlnet, noisy, time, conditions[branch], folded)
                 output += weight * f.float()
             # the weights of the branches sum to one, so converting the sum converts each of them
-            output = velocity(output, latents, a, residual_std)
+            output = velocity(output, latents, a, residual_std, expected)
             if category_scale:
                 direction = category_direction(self.classifier, latents, time, category)
                 output = guided_velocity(output, direction, a, category_scale)
             if callback is not None:
                 callback(step, a.sqrt() * latents - (1 - a).sqrt() * output)
             latents = self.scheduler.step(output, t, latents, **extra).prev_sample
-        return self._pictures(latents)
+        return self._pictures(latents, maps)
 
-    def _pictures(self, latents: torch.Tensor) -> np.ndarray:
+    def _decode(self, eeg, electrodes, subject, sfreq, conditions, n_averaged) -> Decoded:
+        """Conditions from EEG: from the networks, or from the forward model."""
+        if conditions == "encoder":
+            return self.decoder(eeg, electrodes, subject, sfreq)
+        if conditions != "posterior" or self.posterior is None:
+            known = "'encoder'" + (" or 'posterior'" if self.posterior is not None else "")
+            raise ValueError(f"conditions is {conditions!r}: this pipeline knows {known}")
+        config = self.posterior.config
+        if electrodes is not None and list(electrodes) != list(config.channels):
+            raise ValueError(
+                "the forward model needs all electrodes of the training, in their order. For others "
+                "use conditions='encoder'"
+            )
+        if sfreq is not None and abs(sfreq - config.sfreq) > 1e-6:
+            raise ValueError(
+                f"the epochs have {sfreq:g} Hz, the model {config.sfreq:g}: resample them"
+            )
+        return self.posterior(eeg, subject, n_averaged)
+
+    def _expected_latents(
+        self, maps: torch.Tensor, colours: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Latents of the picture that has these colours on these lines; None without colours."""
+        if colours is None:
+            return None
+        grid = self.unet.config.sample_size
+        if tuple(colours.shape) != (len(maps), 3, grid, grid):
+            raise ValueError(
+                f"colours have shape {tuple(colours.shape)}, expected ({len(maps)}, 3, {grid}, {grid}): "
+                "conditioning.colour_layout makes them from pictures"
+            )
+        if not (colours.min() >= 0 and colours.max() <= 1):
+            raise ValueError("colours must lie in [0, 1] (and hold no NaN)")
+        guided = guided_colours(colours.to(maps), maps[:, 0]).clamp(0, 1)
+        return self.vae.encode((2 * guided - 1).to(self.vae.dtype)).float()
+
+    def _pictures(self, latents: torch.Tensor, maps: torch.Tensor | None) -> np.ndarray:
         """Decoded latents as (batch, size, size, 3) in [0, 1]."""
-        pictures = self.vae.decode(latents.to(self.vae.dtype))
+        pictures = self.vae.decode(latents.to(self.vae.dtype), maps)
         return pictures.permute(0, 2, 3, 1).float().cpu().numpy()
 
-    def _previews(self, way: Sequence[torch.Tensor], size: int) -> dict[str, np.ndarray]:
+    def _previews(
+        self, way: Sequence[torch.Tensor], maps: torch.Tensor | None, size: int
+    ) -> dict[str, np.ndarray]:
         """Beliefs at a third, two thirds and the end of a run, each averaged to what is settled."""
         last = len(way) - 1
         moments = {"low": last // 3, "middle": (2 * last) // 3, "full": last}
         shown = {}
         for name, k in PREVIEWS.items():
-            p = self._pictures(way[moments[name]])
+            p = self._pictures(way[moments[name]], maps)
             shown[name] = p.reshape(len(p), size // k, k, size // k, k, 3).mean((2, 4))
         return shown
 

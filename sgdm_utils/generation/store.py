@@ -38,11 +38,7 @@ class PictureStore:
         """Digest of the identity and of arrays, numbers, texts, mappings and None."""
         digest = hashlib.sha256(self.identity.encode())
         for part in parts:
-            if isinstance(part, np.ndarray):
-                head = f"array {part.dtype} {part.shape}"
-                digest.update(head.encode() + np.ascontiguousarray(part).tobytes())
-            else:
-                digest.update(json.dumps(part, sort_keys=True).encode())
+            _add(digest, part)
         return digest.hexdigest()[:32]
 
     def get(self, key: str) -> np.ndarray | None:
@@ -83,3 +79,16 @@ class PictureStore:
         for path in unused:
             path.unlink()
         return len(unused)
+
+
+def _add(digest: Any, part: Any) -> None:
+    """Feed an array, a mapping of names to such, or what JSON can hold to a digest."""
+    if isinstance(part, np.ndarray):
+        head = f"array {part.dtype} {part.shape}"
+        digest.update(head.encode() + np.ascontiguousarray(part).tobytes())
+    elif isinstance(part, Mapping):
+        for name in sorted(part):
+            digest.update(f"name {name}".encode())
+            _add(digest, part[name])
+    else:
+        digest.update(json.dumps(part, sort_keys=True).encode())

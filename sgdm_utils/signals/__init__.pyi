@@ -1,6 +1,6 @@
 from .epoching import choose_repetitions, cut_epochs
 from .files import Averages, TrialFile
-from .load import AveragingSampler, load_trials
+from .load import AveragingSampler, Unwhitened, load_trials, unwhitening
 from .noise import NoiseError, NoiseModel
 from .quality import (
     average_repetitions,

@@ -15,6 +15,7 @@ from sgdm_utils.datasets import splits
 from sgdm_utils.electrodes import electrode_positions
 from sgdm_utils.signals.files import Averages, TrialFile, TrialFiles
 from sgdm_utils.signals.quality import repetition_groups
+from sgdm_utils.workflow.artifacts import Artifact
 from sgdm_utils.workflow.notebook import Run
 
 
@@ -67,6 +68,50 @@ class TrialSet:
         groups, table = repetition_groups(self.table, rows, max_repetitions)
         index = {s: i for i, s in enumerate(self.subjects)}
         return Averages(self.eeg, groups), table.assign(subject_index=table["subject"].map(index))
+
+
+class Unwhitened:
+    """Trials as they were before whitening, computed when rows are asked for.
+
+    Parameters
+    ----------
+    eeg : array or trial file of shape (n_trials, n_channels, n_times)
+    left, right : arrays, see `unwhitening`
+    """
+
+    def __init__(self, eeg: np.ndarray | TrialFiles, left: np.ndarray, right: np.ndarray) -> None:
+        self.eeg, self.left, self.right = eeg, left, right
+        self.shape = tuple(eeg.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        """float32 epochs of some rows, in the unit of the recording."""
+        epochs = np.asarray(self.eeg[rows], np.float64)
+        return (self.left @ epochs @ self.right).astype(np.float32)
+
+
+def unwhitening(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices that bring the trials of notebook 01 back to the unit of the recording.
+
+    Parameters
+    ----------
+    artifact : `preprocessing` of one person
+
+    Returns
+    -------
+    left : float64 array of shape (n_channels, n_channels)
+    right : float64 array of shape (n_times, n_times)
+        ``left @ epoch @ right`` is the epoch before whitening, up to rounding. Both are identities
+        where nothing was whitened, and where each session had a whitener of its own: such trials
+        are alike as they are, and would not be in microvolts.
+    """
+    with np.load(artifact / "whiteners.npz") as file:
+        left, right = file["channels"], file["times"]
+    if len(left) > 1:
+        return np.eye(left.shape[1]), np.eye(right.shape[1])
+    return np.linalg.inv(left[0]), np.linalg.inv(right[0])
 
 
 def load_trials(run: Run, subjects: Sequence[str], memory_bytes: int = 1 << 30) -> TrialSet:

@@ -150,6 +150,16 @@ class NoiseModel:
     def n_times(self) -> int:
         return len(self.time_covariance)
 
+    @property
+    def channel_whitener(self) -> np.ndarray:
+        """Matrix (n_channels, n_channels) that `whiten` multiplies from the left."""
+        return self._channel_inverse_root
+
+    @property
+    def time_whitener(self) -> np.ndarray:
+        """Matrix (n_times, n_times) that `whiten` multiplies from the right."""
+        return self._time_inverse_root
+
     def whiten(self, epochs: np.ndarray) -> np.ndarray:
         """Multiply both axes by the inverse square roots: noise of single trials becomes white.
 

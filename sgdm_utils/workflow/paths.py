@@ -56,12 +56,13 @@ STAGES: dict[str, Stage] = {
         Stage("encoder_pretrained", "02_encoder_pretraining", _EEG),
         Stage("encoder", "03_contrastive_alignment", (*_EEG, "encoder_pretrained")),
         Stage("structure", "04_structure_decoding", (*_EEG, "encoder_pretrained")),
-        Stage("pipeline", "05_diffusion_training", (*_EEG, "encoder", "structure")),
+        Stage("forward", "04b_forward_model", (*_EEG, "encoder")),
+        Stage("pipeline", "05_diffusion_training", (*_EEG, "encoder", "structure", "forward")),
         # the audits open everything
         Stage(
             "reconstructions",
             "06_evaluation",
-            (*_EEG, "encoder_pretrained", "encoder", "structure", "pipeline"),
+            (*_EEG, "encoder_pretrained", "encoder", "structure", "forward", "pipeline"),
         ),
         Stage("report", "07_figures", (*_EEG, "reconstructions")),
     )

@@ -15,6 +15,7 @@ STEPS = config.plan(config.load_study("smoke"))
 TABLES = ("retrieval", "reconstruction", "structure", "runtime")
 CONDITIONS = {
     "eeg",
+    "eeg_encoder",
     "shuffled_eeg",
     "mean_image",
     "class_only",

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from sgdm_utils.decoding.forward import ceilings as ideal
 from sgdm_utils.decoding.forward import model as forward
 from sgdm_utils.decoding.forward import picture_features, signal_space
 from sgdm_utils.decoding.forward import posterior as picture_posterior
-from sgdm_utils.experiments import ceilings as ideal
 from sgdm_utils.signals.noise import NoiseError, NoiseModel
 
 C, T, N, REPS = 6, 20, 160, 4
@@ -253,7 +253,12 @@ def test_posterior_over_pictures():
     best, _ = picture_posterior.choose_temperature(logs, lambda w: -w[0, 1])
     assert best == 0.1
     assert (picture_posterior.effective_size(w) >= 1).all()
-    assert 0.49 < picture_posterior.sharpened(np.array(0.38)) < 0.51
+    favoured = picture_posterior.favour_categories(np.array([[0.4, 0.3, 0.3]]), np.array([0, 1, 1]))
+    assert np.allclose(favoured, np.array([[0.16, 0.18, 0.18]]) / 0.52)
+    with pytest.raises(ValueError, match="power is -1"):
+        picture_posterior.favour_categories(np.ones((1, 2)), np.zeros(2, int), -1)
+    with pytest.raises(ValueError, match="2 pictures have weights, 3"):
+        picture_posterior.favour_categories(np.ones((1, 2)), np.zeros(3, int))
 
 
 def test_ideal_decoder_finds_pictures_and_undoes_nothing_but_the_filter(study):

@@ -210,29 +210,6 @@ def test_without_tokens_of_its_own_a_processor_is_the_librarys():
     assert torch.allclose(layer(x, torch.zeros_like(told), scale_tokens={4: told}), expected)
 
 
-@pytest.mark.parametrize("a", [0.5, 1.5, 3.0])
-def test_doubtful_categories_are_calibrated(a):
-    generator = torch.Generator().manual_seed(0)
-    n, kinds = 40_000, 5
-    truth = torch.randint(kinds, (n,), generator=generator)
-    error = torch.randn(n, kinds, generator=generator)
-    p = conditioning.doubtful_category(truth, kinds, torch.full((n,), a), error)
-    assert torch.allclose(p.sum(1), torch.ones(n), atol=1e-5)
-    right = (p.argmax(1) == truth).float()
-    for low, high in ((0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0)):
-        among = (p.amax(1) >= low) & (p.amax(1) < high)
-        if among.sum() > 500:
-            assert right[among].mean() == pytest.approx(p.amax(1)[among].mean().item(), abs=0.03)
-
-
-def test_certain_and_unknown_categories():
-    p = conditioning.doubtful_category(
-        torch.tensor([1, -1, 2]), 4, torch.tensor([torch.inf, torch.inf, 0.0]), torch.randn(3, 4)
-    )
-    assert p[0].tolist() == [0, 1, 0, 0]
-    assert torch.allclose(p[1:], torch.full((2, 4), 0.25))
-
-
 def test_trust_is_the_correlation_and_the_slope():
     generator = torch.Generator().manual_seed(1)
     truth, error = torch.randn(2, 30_000, 2, generator=generator)
@@ -284,18 +261,50 @@ def test_category_guidance_raises_the_probability_that_the_guide_gives(pipe, inp
 def test_fold_maps_keeps_every_pixel_in_its_cell():
     maps = torch.zeros(2, 2, SIZE, SIZE)
     maps[0, 1, 17, 9] = 1  # row 17 is in cell 2, column 9 in cell 1 of a 4 x 4 grid
-    folded = conditioning.fold_maps(maps, 4, torch.tensor([0.0, 0.25]))
-    assert folded.shape == (2, 2 * 64 + 1, 4, 4)
-    hit = (folded[0, :-1] == 1).nonzero()
+    expected = torch.randn(2, CHANNELS, 4, 4)
+    folded = conditioning.fold_maps(maps, 4, torch.tensor([0.0, 0.25]), expected)
+    assert folded.shape == (2, 2 * 64 + 1 + CHANNELS, 4, 4)
+    hit = (folded[0, : 2 * 64] == 1).nonzero()
     assert len(hit) == 1 and hit[0, 1:].tolist() == [2, 1]
-    assert (folded[:, -1] == torch.tensor([0.0, 0.25]).view(2, 1, 1)).all()
+    assert (folded[:, 2 * 64] == torch.tensor([0.0, 0.25]).view(2, 1, 1)).all()
+    assert torch.equal(folded[:, 2 * 64 + 1 :], expected)
+    assert not conditioning.fold_maps(maps, 4, n_latent=CHANNELS)[:, 2 * 64 :].any()
+
+
+def test_colours_follow_the_lines_of_the_silhouette():
+    """Two colours on either side of a line come back exactly, in pixels that the cells cut through."""
+    silhouette = torch.zeros(1, SIZE, SIZE)
+    silhouette[:, 5:20, 3:29] = 1
+    figure, ground = torch.tensor([0.9, 0.1, 0.3]), torch.tensor([0.2, 0.5, 0.8])
+    picture = torch.where(silhouette[:, None] > 0, figure.view(3, 1, 1), ground.view(3, 1, 1))
+    layout = conditioning.colour_layout(picture, 4)
+    assert torch.allclose(layout[0, :, 3, 3], ground, atol=1e-6), "no figure in the last cell"
+    made = conditioning.guided_colours(layout, silhouette, epsilon=1e-9)
+    near = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    near[3:22, 1:31] = True  # around the line; far from it a neighbourhood is of one colour
+    assert (made - picture)[0, :, near].abs().max() < 0.02
+    one_colour = conditioning.guided_colours(layout[:, :, 3:, 3:].expand(1, 3, 4, 4), silhouette)
+    assert torch.allclose(one_colour, ground.view(3, 1, 1).expand(1, 3, SIZE, SIZE), atol=1e-5)
+
+
+def test_the_decoder_sees_the_map_only_where_it_is_known():
+    torch.manual_seed(0)
+    vae = PictureVAE(SIZE, patch=8, latent_channels=CHANNELS, width=16, outline_width=8)
+    latents, maps = torch.randn(2, CHANNELS, 4, 4), torch.rand(2, 2, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.allclose(vae.reconstruct(latents), vae.reconstruct(latents, maps)), "silent"
+        torch.nn.init.normal_(vae.outline.layers[-1].weight)
+        half = vae.reconstruct(latents, maps, torch.tensor([1.0, 0.0]))
+        assert torch.allclose(half[0], vae.reconstruct(latents, maps)[0], atol=1e-5)
+        assert torch.allclose(half[1], vae.reconstruct(latents)[1], atol=1e-5)
+        assert not torch.allclose(half[0], vae.reconstruct(latents)[0], atol=1e-2)
 
 
 def test_a_silenced_controlnet_is_as_if_there_were_none(pipe, inputs):
     embedding, maps = inputs
     told = pipe.condition(embedding, torch.zeros(3), torch.ones(3, dtype=torch.bool))
     x, t = torch.randn(3, CHANNELS, 4, 4), torch.tensor([5, 500, 900])
-    folded = conditioning.fold_maps(maps, 4)
+    folded = conditioning.fold_maps(maps, 4, n_latent=CHANNELS)
     gate = torch.tensor([0.0, 1.0, 0.0])
     arguments = (pipe.unet, pipe.controlnet, x, t, told)
     gated = networks.predict(*arguments, folded, gate)
@@ -312,7 +321,7 @@ def test_gradients_reach_every_network(inputs):
     told = pipe.condition(embedding, torch.zeros(3), known, torch.eye(KINDS), known)
     out = networks.predict(
         pipe.unet, pipe.controlnet, torch.randn(3, CHANNELS, 4, 4), torch.tensor([1, 10, 100]),
-        told, conditioning.fold_maps(maps, 4), torch.ones(3),
+        told, conditioning.fold_maps(maps, 4, n_latent=CHANNELS), torch.ones(3),
     )  # fmt: skip
     out.pow(2).mean().backward()
     for network in (pipe.unet, pipe.controlnet, pipe.condition):
@@ -332,6 +341,11 @@ def test_velocity_belongs_to_the_preconditioned_estimate(s):
     assert torch.allclose(a.sqrt() * noisy - (1 - a).sqrt() * v, estimate, atol=1e-9)
     if s == 1:
         assert torch.allclose(v, -output)
+    expected = torch.randn(noisy.shape, generator=generator).double()
+    v = networks.velocity(output, noisy, a, s, expected)
+    rest = noisy - a.sqrt() * expected
+    estimate = expected + a.sqrt() * s**2 / b * rest + s * ((1 - a) / b).sqrt() * output
+    assert torch.allclose(a.sqrt() * noisy - (1 - a).sqrt() * v, estimate, atol=1e-9)
 
 
 # the pipeline
@@ -345,11 +359,12 @@ def test_pictures_have_the_promised_form_and_follow_the_generator(pipe, inputs):
     assert not np.allclose(a, c, atol=1e-2)
 
 
+@pytest.mark.parametrize("with_colours", [False, True])
 @pytest.mark.parametrize("scheduler", ["dpm", "ddim"])
 @pytest.mark.parametrize(
     ("semantic", "structure"), [(2.0, 1.0), (1.0, 1.0), (0.0, 0.7), (1.3, 0.0), (1.5, 1.5)]
 )
-def test_guidance_is_the_equation(inputs, semantic, structure, scheduler):
+def test_guidance_is_the_equation(inputs, semantic, structure, scheduler, with_colours):
     """The branches that the pipeline leaves out are those whose weight is zero."""
     made = {
         "dpm": None,
@@ -362,7 +377,12 @@ def test_guidance_is_the_equation(inputs, semantic, structure, scheduler):
     with torch.no_grad():
         zero, yes = torch.zeros(3), torch.ones(3, dtype=torch.bool)
         none, sem = pipe.condition(embedding, zero, ~yes), pipe.condition(embedding, zero, yes)
-        folded = conditioning.fold_maps(maps, 4)
+        colours, latents = (torch.rand(3, 3, 4, 4) if with_colours else None), torch.zeros(1)
+        if with_colours:
+            latents = pipe.vae.encode(
+                2 * conditioning.guided_colours(colours, maps[:, 0]).clamp(0, 1) - 1
+            )
+        folded = conditioning.fold_maps(maps, 4, None, latents if with_colours else None, CHANNELS)
         x = torch.randn(3, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(0))
         pipe.scheduler.set_timesteps(3)
         for t in pipe.scheduler.timesteps:
@@ -371,11 +391,13 @@ def test_guidance_is_the_equation(inputs, semantic, structure, scheduler):
                 for c, m in ((none, None), (sem, None), (sem, folded))
             )
             a = pipe.scheduler.alphas_cumprod[t]
-            u, s, b = (networks.velocity(f, x, a, RESIDUAL) for f in (u, s, b))
+            b = networks.velocity(b, x, a, RESIDUAL, latents)
+            u, s = (networks.velocity(f, x, a, RESIDUAL) for f in (u, s))
             v = u + semantic * (s - u) + structure * (b - s)
             x = pipe.scheduler.step(v, t, x).prev_sample
         expected = pipe.vae.decode(x).permute(0, 2, 3, 1).numpy()
-    made = draw(pipe, embedding, maps, semantic_scale=semantic, structure_scale=structure)
+    scales = {"semantic_scale": semantic, "structure_scale": structure}
+    made = draw(pipe, embedding, maps, colours=colours, **scales)
     assert np.allclose(made, expected, atol=1e-3)
 
 

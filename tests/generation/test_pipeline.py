@@ -103,6 +103,25 @@ def test_the_decoder_is_the_encoders_with_their_scales(pipe, eeg):
     assert torch.allclose(told.category.sum(1), torch.ones(3), atol=1e-5)
 
 
+def test_colours_of_figure_and_ground_are_regressed_on_the_embedding():
+    decoder = make_pipeline().decoder
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(200, EMBED, generator=generator)
+    mixing = 0.03 * torch.randn(EMBED, 6, generator=generator)
+    both = 0.5 + z @ mixing  # figure, ground
+    silhouettes = torch.zeros(200, SIZE, SIZE)
+    silhouettes[:, :, : SIZE // 2] = 1
+    pictures = torch.where(
+        silhouettes[:, None] > 0, both[:, :3, None, None], both[:, 3:, None, None]
+    )
+    decoder.fit_colours(z, pictures, silhouettes, alpha=1e-6)
+    maps = torch.stack([silhouettes, silhouettes], dim=1)
+    layout = decoder.colours(z, maps)
+    assert layout.shape == (200, 3, 8, 8)
+    expected = torch.nn.functional.adaptive_avg_pool2d(pictures, 8)
+    assert torch.allclose(layout, expected, atol=1e-3)
+
+
 def test_a_higher_temperature_makes_the_category_less_sure(eeg):
     decoder = make_pipeline().decoder
     sure = decoder(eeg).category.amax(1)

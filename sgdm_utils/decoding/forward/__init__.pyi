@@ -1,10 +1,11 @@
+from . import ceilings
 from .model import ForwardError, ForwardModel, identify
 from .picture_features import PictureFeatures, components_for
 from .posterior import (
     choose_temperature,
     effective_size,
+    favour_categories,
     posterior_mean,
     posterior_weights,
-    sharpened,
 )
 from .signal_space import Responses, SignalSpace, measure_responses

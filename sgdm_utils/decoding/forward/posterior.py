@@ -72,18 +72,32 @@ def effective_size(weights: np.ndarray) -> np.ndarray:
     return 1 / (np.asarray(weights) ** 2).sum(1)
 
 
-def sharpened(maps: np.ndarray, threshold: float = 0.38, steepness: float = 12.0) -> np.ndarray:
-    """Maps whose grey was pushed towards black and white, for a generator that knows true maps only.
+def favour_categories(weights: np.ndarray, category: np.ndarray, power: float = 1.0) -> np.ndarray:
+    """Weights that favour pictures of the categories that are likely as a whole.
+
+    An average over pictures of several kinds has the outline of none. Every weight is multiplied by
+    the posterior probability of its picture's category to a power, so that the average is mostly one
+    over pictures of one kind.
 
     Parameters
     ----------
-    maps : array in [0, 1]
-    threshold : float in (0, 1), value that becomes one half
-    steepness : float above 0
+    weights : array of shape (n, n_set), `posterior_weights`
+    category : int array of shape (n_set,), -1 for a picture without one
+    power : float, at least 0; 0 changes nothing
+
+    Returns
+    -------
+    array of shape (n, n_set), rows sum to 1
     """
-    if not 0 < threshold < 1 or not steepness > 0:
-        raise ValueError(f"threshold {threshold}, steepness {steepness}: in (0, 1), and above 0")
-    return (1 / (1 + np.exp(-steepness * (np.asarray(maps) - threshold)))).astype(np.float32)
+    if not power >= 0:
+        raise ValueError(f"power is {power}: 0 (no preference) or more is needed")
+    category = np.asarray(category)
+    if category.shape != (weights.shape[1],):
+        raise ValueError(f"{weights.shape[1]} pictures have weights, {len(category)} a category")
+    codes, index = np.unique(category, return_inverse=True)
+    share = weights @ np.eye(len(codes))[index]
+    favoured = weights * share[:, index] ** power
+    return favoured / favoured.sum(1, keepdims=True)
 
 
 def choose_temperature(

@@ -232,6 +232,7 @@ class PretrainedPipeline:
         structure_noise: float | torch.Tensor = 0.0,
         category: torch.Tensor | None = None,
         category_scale: float = 0.0,
+        colours: torch.Tensor | None = None,
     ) -> np.ndarray:
         """Sample one picture for each embedding; see `SGDMPipeline.generate`.
 
@@ -247,7 +248,7 @@ class PretrainedPipeline:
         embedding_noise, structure_noise : float or tensor of shape (batch,), in [0, 1]
             These networks have no input for doubt. A level of 1 stands for "nothing known": the
             condition is left out for that picture. Lower levels change nothing.
-        category : not used: these networks are told no category
+        category, colours : not used: these networks are told neither
         category_scale : 0, because nothing guides them to one
 
         Returns

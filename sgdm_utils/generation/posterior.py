@@ -1,0 +1,262 @@
+"""From EEG to what the generator is told by a forward model and Bayes' rule, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch.nn import functional as F
+
+from sgdm_utils.decoding.forward import ForwardModel
+from sgdm_utils.generation.decoder import Decoded
+
+_ARRAYS = ("coefficients", "directions", "shrinkage", "scale", "lack_of_fit")
+
+
+class EEGPosterior(ModelMixin, ConfigMixin):
+    """Forward models of several people, and a set of pictures whose weights EEG decides.
+
+    The prior is the set (training pictures), the likelihood that of a `ForwardModel`; embedding,
+    structure map and category are averaged over the set with the posterior weights.
+
+    Parameters
+    ----------
+    subjects : list of str, people who have a model; nobody else can be decoded
+    channels : list of str, electrodes in the order of the epochs
+    n_times : int, samples of an epoch
+    sfreq : float, Hz
+    n_outputs, ranks : lists of int, sizes of each person's model
+    n_features : int, picture features
+    gallery_ids : list of str, the pictures of the set
+    embed_dim, size, grid : int, length of the embeddings, pixels per side of the maps, cells per side
+        of the colour layout
+    categories : list of str
+    temperature : float, power of the likelihood (`forward.posterior_weights`)
+    category_power : float, how much likely categories are favoured (`forward.favour_categories`)
+    threshold, steepness : float, how averaged maps are sharpened (`sharpened_maps`)
+
+    Notes
+    -----
+    An average of n trials has 1 / n of the noise, so the number of trials has to be said.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        subjects: list[str],
+        channels: list[str],
+        n_times: int,
+        sfreq: float,
+        n_outputs: list[int],
+        ranks: list[int],
+        n_features: int,
+        gallery_ids: list[str],
+        embed_dim: int,
+        size: int,
+        grid: int,
+        categories: list[str],
+        temperature: float = 0.3,
+        category_power: float = 1.0,
+        threshold: float = 0.38,
+        steepness: float = 12.0,
+    ) -> None:
+        super().__init__()
+        n_channels, n_gallery = len(channels), len(gallery_ids)
+        for i, (n, rank) in enumerate(zip(n_outputs, ranks, strict=True)):
+            for name, shape in {
+                "left": (n_channels, n_channels), "right": (n_times, n_times), "center": (n,),
+                "noise_variance": (n,), "coefficients": (n_features, n), "scale": (n,),
+                "directions": (n_features, rank), "shrinkage": (rank, n), "lack_of_fit": (n,),
+            }.items():  # fmt: skip
+                self.register_buffer(f"{name}_{i}", torch.zeros(shape))
+            self.register_buffer(f"selected_{i}", torch.zeros(n, dtype=torch.long))
+        self.register_buffer("gallery_features", torch.zeros(n_gallery, n_features))
+        self.register_buffer("gallery", torch.zeros(n_gallery, embed_dim))
+        self.register_buffer("maps", torch.zeros(n_gallery, 2, size, size, dtype=torch.uint8))
+        self.register_buffer("colours", torch.zeros(n_gallery, 3, grid, grid))
+        self.register_buffer("category", torch.zeros(n_gallery, dtype=torch.long))
+
+    @classmethod
+    def from_models(
+        cls,
+        models: Mapping[str, ForwardModel],
+        unwhitening: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        features: np.ndarray,
+        embeddings: np.ndarray,
+        maps: np.ndarray,
+        colours: np.ndarray,
+        category: np.ndarray,
+        **config,
+    ) -> EEGPosterior:
+        """Put fitted models and the pictures of the set together.
+
+        Parameters
+        ----------
+        models : mapping of subject to ForwardModel
+        unwhitening : mapping of subject to matrices, `signals.unwhitening`
+        features : array of shape (n_gallery, n_features), that the models were fitted with
+        embeddings : array of shape (n_gallery, embed_dim), standardised
+        maps : array of shape (n_gallery, 2, size, size) in [0, 1]
+        colours : array of shape (n_gallery, 3, grid, grid) in [0, 1], `colour_layout`
+        category : int array of shape (n_gallery,), index into `categories`
+        config : the other arguments of the class
+
+        Raises
+        ------
+        ValueError
+            Features, embeddings, maps and categories of different numbers of pictures.
+        """
+        lengths = {len(part) for part in (features, embeddings, maps, colours, category)}
+        if lengths != {len(config["gallery_ids"])}:
+            raise ValueError(
+                f"features, embeddings, maps, colours and categories of {sorted(lengths)} pictures, and "
+                f"{len(config['gallery_ids'])} ids: give a row of each for every picture of the set"
+            )
+        made = cls(
+            subjects=list(models),
+            n_outputs=[len(m.scale) for m in models.values()],
+            ranks=[m.directions.shape[1] for m in models.values()],
+            n_features=features.shape[1],
+            embed_dim=embeddings.shape[1],
+            size=maps.shape[-1],
+            grid=colours.shape[-1],
+            **config,
+        )
+        for i, (subject, model) in enumerate(models.items()):
+            space, (left, right) = model.space, unwhitening[subject]
+            arrays = {name: getattr(model, name) for name in _ARRAYS}
+            arrays |= {
+                "left": space.channel_basis.T @ space.noise.channel_whitener @ left,
+                "right": right @ space.noise.time_whitener @ space.time_basis,
+                "center": space.center,
+                "noise_variance": space.noise_variance,
+                "selected": space.selected,
+            }
+            for name, values in arrays.items():
+                getattr(made, f"{name}_{i}").copy_(torch.from_numpy(np.array(values)))
+        made.gallery_features.copy_(torch.from_numpy(np.asarray(features)))
+        made.gallery.copy_(torch.from_numpy(np.asarray(embeddings)))
+        made.maps.copy_(torch.from_numpy(np.round(255 * np.asarray(maps)).astype(np.uint8)))
+        made.colours.copy_(torch.from_numpy(np.asarray(colours)))
+        made.category.copy_(torch.from_numpy(np.asarray(category, np.int64)))
+        return made
+
+    def log_likelihood(
+        self, eeg: torch.Tensor | np.ndarray, subject: str, n_averaged: int
+    ) -> torch.Tensor:
+        """Log density of averaged epochs under every picture of the set.
+
+        Parameters
+        ----------
+        eeg : float array of shape (batch, n_channels, n_times), as notebook 01 leaves it
+        subject : str
+        n_averaged : int, trials in each average
+
+        Returns
+        -------
+        float64 tensor of shape (batch, n_gallery), up to a constant for each epoch
+
+        Raises
+        ------
+        ValueError
+            For somebody without a model, epochs of another shape or with NaN, no number of trials.
+        """
+        if subject not in self.config.subjects:
+            raise ValueError(
+                f"no forward model of {subject!r}: there are models of "
+                f"{', '.join(self.config.subjects)}. The networks decode somebody unseen: "
+                "conditions='encoder'"
+            )
+        if n_averaged is None or not n_averaged >= 1:
+            raise ValueError(
+                f"n_averaged is {n_averaged}: say how many trials each epoch is the average of (1 "
+                "for single trials), because that is how certain it is"
+            )
+        eeg = torch.as_tensor(eeg, device=self.gallery.device).double()
+        expected = (len(self.config.channels), self.config.n_times)
+        if eeg.ndim != 3 or tuple(eeg.shape[1:]) != expected or not len(eeg):
+            raise ValueError(
+                f"eeg has shape {tuple(eeg.shape)}, the forward model was fitted on (batch, "
+                f"{expected[0]}, {expected[1]}): all electrodes in the order of `channels`"
+            )
+        if not torch.isfinite(eeg).all():
+            rows = (~torch.isfinite(eeg)).flatten(1).any(1).nonzero()[:5, 0].tolist()
+            raise ValueError(f"eeg holds NaN or infinity, first in epochs {rows}")
+        part = self._model(self.config.subjects.index(subject))
+        outputs = (part["left"] @ eeg @ part["right"]).flatten(1)[:, part["selected"]]
+        outputs = outputs - part["center"]
+        columns = []
+        for x in self.gallery_features.double().split(4096):
+            settled = (x @ part["directions"]) ** 2 @ part["shrinkage"]
+            length = (x**2).sum(1, keepdim=True)
+            variance = part["scale"] * (length - settled).clamp(min=0) + part["lack_of_fit"]
+            variance = variance + part["noise_variance"] / n_averaged
+            mean = x @ part["coefficients"]
+            fit = outputs @ (mean / variance).T - 0.5 * outputs**2 @ (1 / variance).T
+            columns.append(fit - 0.5 * (mean**2 / variance + variance.log()).sum(1))
+        return torch.cat(columns, dim=1)
+
+    @torch.no_grad()
+    def forward(
+        self, eeg: torch.Tensor | np.ndarray, subject: str, n_averaged: int, n_likeliest: int = 500
+    ) -> Decoded:
+        """Decode averaged epochs of one person; arguments as for `log_likelihood`.
+
+        `n_likeliest` pictures of the set are averaged for each epoch, the others have no weight.
+        """
+        scores = self.config.temperature * self.log_likelihood(eeg, subject, n_averaged)
+        one_hot = F.one_hot(self.category + 1, len(self.config.categories) + 1).double()
+        share = scores.softmax(1) @ one_hot  # the first column: pictures without a category
+        weights = scores.softmax(1) * share[:, self.category + 1] ** self.config.category_power
+        top = weights.topk(min(n_likeliest, weights.shape[1]), dim=1)
+        weights = (top.values / top.values.sum(1, keepdim=True)).float()
+        maps = torch.stack(
+            [
+                torch.einsum("k,kchw->chw", w, self.maps[rows].float() / 255)
+                for w, rows in zip(weights, top.indices, strict=True)
+            ]
+        )
+        return Decoded(
+            embedding=torch.einsum("bk,bkd->bd", weights, self.gallery[top.indices]),
+            embedding_noise=weights.new_zeros(len(weights)),
+            maps=sharpened_maps(maps, self.config.threshold, self.config.steepness),
+            structure_noise=weights.new_zeros(len(weights)),
+            category=torch.einsum("bk,bkc->bc", weights, one_hot[top.indices].float())[:, 1:],
+            colours=torch.einsum("bk,bkchw->bchw", weights, self.colours[top.indices]),
+        )
+
+    def _model(self, index: int) -> dict[str, torch.Tensor]:
+        names = (*_ARRAYS, "left", "right", "center", "noise_variance")
+        found = {name: getattr(self, f"{name}_{index}").double() for name in names}
+        return found | {"selected": getattr(self, f"selected_{index}")}
+
+
+def sharpened_maps(
+    maps: torch.Tensor, threshold: float = 0.38, steepness: float = 12.0
+) -> torch.Tensor:
+    """Averaged structure maps for a generator that knows true maps only.
+
+    The average of silhouettes is grey where they differ: it is pushed towards black and white. The
+    average of edges is nearly empty, because thin lines seldom meet; what can be said of edges
+    is the outline of the sharpened silhouette, one pixel wide on its inner side as in true maps.
+
+    Parameters
+    ----------
+    maps : tensor of shape (n, 2, size, size) in [0, 1]
+    threshold : float in (0, 1), value that becomes one half
+    steepness : float above 0
+
+    Returns
+    -------
+    tensor like `maps`
+    """
+    if not 0 < threshold < 1 or not steepness > 0:
+        raise ValueError(f"threshold {threshold}, steepness {steepness}: in (0, 1), and above 0")
+    figure = (steepness * (maps[:, :1] - threshold)).sigmoid()
+    outside = 1 - F.pad(figure, (1, 1, 1, 1))  # beyond the frame nothing is figure
+    beside = F.max_pool2d(outside[..., 1:-1], (3, 1), stride=1)
+    beside = torch.maximum(beside, F.max_pool2d(outside[..., 1:-1, :], (1, 3), stride=1))
+    return torch.cat([figure, torch.minimum(figure, beside)], dim=1)

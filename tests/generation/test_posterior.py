@@ -1,0 +1,114 @@
+"""The forward model as a component: it says what the models say, and refuses what it cannot read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sgdm_utils.decoding import forward
+from sgdm_utils.generation import EEGPosterior, sharpened_maps
+from sgdm_utils.signals import NoiseModel
+
+C, T, N, REPS, KINDS = 5, 16, 90, 4, 3
+
+
+@pytest.fixture(scope="module")
+def study():
+    """A linear brain, its model, what is known of the pictures, and a whitener that was applied."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, 12)) / 12**0.5
+    answers = (x @ rng.normal(size=(12, 6)) @ rng.normal(size=(6, C * T))).reshape(N, C, T)
+    picture = np.repeat(np.arange(N), REPS)
+    microvolts = answers[picture] + rng.normal(size=(N * REPS, C, T))
+    noise = NoiseModel.fit(microvolts, picture)
+    responses = forward.measure_responses(microvolts, picture, noise, n_outputs=30)
+    model = forward.ForwardModel.fit(x, responses, 0.1)
+    left = np.eye(C) + 0.2 * rng.normal(size=(C, C))  # undoes the whitening of notebook 01
+    whitened = np.linalg.inv(left) @ microvolts.reshape(N, REPS, C, T).mean(1)
+    known = {
+        "embeddings": rng.normal(size=(N, 4)),
+        "maps": rng.random((N, 2, 16, 16)),
+        "colours": rng.random((N, 3, 2, 2)),
+        "category": rng.integers(-1, KINDS, N),
+    }
+    component = EEGPosterior.from_models(
+        {"sub-01": model}, {"sub-01": (left, np.eye(T))}, x, **known,
+        channels=[f"E{i}" for i in range(C)], n_times=T, sfreq=100.0,
+        gallery_ids=[f"pic-{i}" for i in range(N)], categories=["a", "b", "c"], temperature=0.5,
+    )  # fmt: skip
+    return component, model, x, known, microvolts.reshape(N, REPS, C, T).mean(1), whitened
+
+
+def test_the_component_says_what_the_model_says(study):
+    component, model, x, known, averages, whitened = study
+    expected = model.log_likelihood(model.space.project(averages[:6]), x, REPS)
+    found = component.log_likelihood(whitened[:6], "sub-01", REPS).numpy()
+    difference = found - expected
+    assert np.allclose(difference, difference[:, :1], atol=1e-3), "equal but for a constant"
+    weights = forward.posterior_weights(expected, 0.5)
+    weights = forward.favour_categories(weights, known["category"], 1.0)
+    decoded = component(whitened[:6], "sub-01", REPS)
+    assert np.allclose(decoded.embedding, weights @ known["embeddings"], atol=1e-3)
+    assert np.allclose(decoded.colours, np.tensordot(weights, known["colours"], 1), atol=1e-3)
+    one_hot = np.eye(KINDS + 1)[known["category"] + 1][:, 1:]
+    assert np.allclose(decoded.category, weights @ one_hot, atol=1e-3)
+    maps = torch.from_numpy(np.tensordot(weights, known["maps"], 1)).float()
+    assert np.allclose(decoded.maps, sharpened_maps(maps), atol=0.05)  # stored with 8 bits
+    assert (decoded.maps >= 0).all() and (decoded.maps <= 1).all()
+
+
+def test_more_trials_make_it_surer(study):
+    component, *_, whitened = study
+    spread = [
+        (component.log_likelihood(whitened, "sub-01", n) * 0.5).softmax(1).amax(1).mean()
+        for n in (1, REPS)
+    ]
+    assert spread[1] > spread[0]
+
+
+def test_saved_and_loaded_it_says_the_same(study, tmp_path):
+    component, *_, whitened = study
+    component.save_pretrained(tmp_path)
+    again = EEGPosterior.from_pretrained(tmp_path)
+    before, after = (c(whitened[:3], "sub-01", REPS).maps for c in (component, again))
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"subject": "sub-09"}, "no forward model of 'sub-09'.*conditions='encoder'"),
+        ({"n_averaged": None}, "how many trials each epoch is the average of"),
+        ({"n_averaged": 0}, "how many trials"),
+        ({"eeg": np.zeros((2, C - 1, T))}, "all electrodes in the order"),
+        ({"eeg": np.zeros((0, C, T))}, "all electrodes in the order"),
+        ({"eeg": np.full((2, C, T), np.nan)}, "NaN or infinity, first in epochs .0, 1."),
+    ],
+)
+def test_what_cannot_be_read_is_refused(study, change, message):
+    arguments = {"eeg": np.zeros((2, C, T)), "subject": "sub-01", "n_averaged": 1} | change
+    with pytest.raises(ValueError, match=message):
+        study[0](**arguments)
+
+
+def test_parts_of_different_sets_are_refused(study):
+    _, model, x, known, *_ = study
+    config = {"channels": ["E"] * C, "n_times": T, "sfreq": 100.0, "categories": ["a", "b", "c"]}
+    with pytest.raises(ValueError, match="and 89 ids"):
+        EEGPosterior.from_models(
+            {"sub-01": model}, {"sub-01": (np.eye(C), np.eye(T))}, x, **known, **config,
+            gallery_ids=["p"] * (N - 1),
+        )  # fmt: skip
+
+
+def test_sharpened_maps_have_an_outline_inside_the_figure():
+    grey = torch.full((1, 2, 8, 8), 0.1)
+    grey[0, 0, 2:6, 3:8] = 0.8  # touches the frame
+    made = sharpened_maps(grey, threshold=0.4, steepness=60.0)
+    figure, edges = made[0].round().bool()
+    assert figure.sum() == 20 and figure[2:6, 3:8].all()
+    assert edges[figure].sum() == 20 - 6 and not edges[~figure].any()
+    assert not edges[3:5, 4:7].any(), "four neighbours inside: no edge"
+    with pytest.raises(ValueError, match="threshold 1"):
+        sharpened_maps(grey, 1.0)
