@@ -472,6 +472,14 @@ def check_components(pipe: DiffusionPipeline) -> None:
         embed_dim = theirs.meaning_encoder["n_outputs"]
         pairs["embedding dimension of decoder and condition"] = embed_dim, condition.embed_dim
         pairs["map size of decoder and vae"] = theirs.structure_maps["size"], vae.size
+        pairs["colour grid of decoder and vae"] = theirs.grid, pipe.vae.grid
+    if pipe.posterior is not None:
+        theirs = pipe.posterior.config
+        pairs["embedding dimension of posterior and condition"] = (
+            theirs.embed_dim, condition.embed_dim
+        )  # fmt: skip
+        pairs["map size of posterior and vae"] = theirs.size, vae.size
+        pairs["colour grid of posterior and vae"] = theirs.grid, pipe.vae.grid
     for what, (a, b) in pairs.items():
         if a != b:
             raise ValueError(

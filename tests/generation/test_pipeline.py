@@ -52,7 +52,7 @@ def make_pipeline(n_latent=CHANNELS, size=SIZE, kinds=KINDS, embed=EMBED) -> SGD
     decoder = EEGDecoder(
         encoder | {"n_outputs": embed}, encoder | {"n_outputs": 8},
         {"size": size, "latent_dim": 8, "width": 8}, NAMES, ["sub-01", "sub-02"], kinds,
-        ["pic-a", "pic-b", "pic-c"],
+        ["pic-a", "pic-b", "pic-c"], vae.grid,
     )  # fmt: skip
     for part in (decoder.meaning, decoder.structure):
         part.default_positions.copy_(torch.from_numpy(standard_positions(NAMES)))
@@ -117,8 +117,8 @@ def test_colours_of_figure_and_ground_are_regressed_on_the_embedding():
     decoder.fit_colours(z, pictures, silhouettes, alpha=1e-6)
     maps = torch.stack([silhouettes, silhouettes], dim=1)
     layout = decoder.colours(z, maps)
-    assert layout.shape == (200, 3, 8, 8)
-    expected = torch.nn.functional.adaptive_avg_pool2d(pictures, 8)
+    assert layout.shape == (200, 3, 4, 4)
+    expected = torch.nn.functional.adaptive_avg_pool2d(pictures, 4)
     assert torch.allclose(layout, expected, atol=1e-3)
 
 
@@ -163,7 +163,7 @@ def test_it_is_the_generator_on_what_the_decoder_says(pipe, eeg):
     told = pipe.decoder(eeg, subject="sub-02")
     expected = pipe.generate(
         told.embedding, told.maps, 1.3, 0.8, 3, torch.Generator().manual_seed(4),
-        told.embedding_noise, told.structure_noise, told.category, 0.5,
+        told.embedding_noise, told.structure_noise, told.category, 0.5, None, told.colours,
     )  # fmt: skip
     made = draw(
         pipe, eeg, subject="sub-02", semantic_scale=1.3, structure_scale=0.8, category_scale=0.5,
