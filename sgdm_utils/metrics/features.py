@@ -84,7 +84,7 @@ class FeatureMetric(SuiteMetric):
 
 
 class TwoWay(FeatureMetric):
-    """Two-way identification as `pixels.two_way_identification`: ties fail, chance is 1/2."""
+    """Two-way identification as `retrieval.two_way_identification`: ties fail, chance is 1/2."""
 
     higher_is_better = True
 
@@ -98,7 +98,7 @@ class TwoWay(FeatureMetric):
 class NWayTopK(FeatureMetric):
     """Is the target among the k most similar of itself and n_way - 1 random other targets?
 
-    The exact expectation over all draws, `pixels.n_way_accuracy`. It identifies by correlation of
+    The exact expectation over all draws, `retrieval.n_way_accuracy`. It identifies by correlation of
     features, as the two-way score does, not by the classes that a classifier sees.
     """
 

@@ -1,15 +1,6 @@
 """THINGS-EEG2 as separate runs: the BIDS conversion, and the BrainVision source files.
 
-A session is one run with the test images and five with training images. What was shown in a run is
-read by `things_eeg2_events`.
-
-References
-----------
-Gifford, Dwivedi, Roig & Cichy (2022), NeuroImage 264:119754; NEMAR nm000232 (BIDS conversion).
-
-What was shown in one run of THINGS-EEG2, from the event table or from the behaviour file.
-
-The marker in the recording is one byte and the training images are 16,540, so it carries the first
+A session is one run with the test images and five with training images. The marker in the recording is one byte and the training images are 16,540, so it carries the first
 two digits of the number only. Which picture it was is in the column `tot_img_number` of the BIDS
 conversion, or in the behaviour file beside the BrainVision recording; the marker is used to check
 that the two tell the same story.
@@ -71,9 +62,7 @@ def tables(
     root : Path, the BIDS data set, or the folder that holds `sourcedata/` (or `source_data/`);
         either with `image_set/` in it
     form : 'things_eeg2_bids' or 'things_eeg2_source'
-    subjects : sequence of str, "sub-01"; empty takes all there are
-    sessions : sequence of int, default 1 to 4
-    n_channels : int, refuse another number of EEG channels; default 63
+    subjects, sessions, n_channels : see `readers.open_study`; no subject takes all there are
 
     Returns
     -------
@@ -118,23 +107,12 @@ def tables(
 
 
 def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
-    """Read one run.
-
-    Parameters
-    ----------
-    recording : row of `StudyTables.recordings`
-    root : Path
-
-    Returns
-    -------
-    mne.io.BaseRaw, volts, EEG channels only, with standard positions as in the other forms
+    """Read one row of `StudyTables.recordings`: volts, EEG channels only, standard positions.
 
     Raises
     ------
-    DatasetError
-        A file that is missing, damaged or shorter than its sidecar says.
-    sgdm_utils.errors.ChannelError
-        A NaN or flat channel.
+    DatasetError, ChannelError
+        A file that is missing, damaged or shorter than its sidecar says; a NaN or flat channel.
     """
     root = Path(root)
     if recording["form"] == "things_eeg2_bids":

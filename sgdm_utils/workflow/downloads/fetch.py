@@ -2,11 +2,7 @@
 
 A file takes its name only when size and checksum are right; pooch verifies and keeps what is there,
 `transfers` continues what broke off. Where no checksum was published, the SHA-256 of the first
-download is written to `fetch.json` and later ones must match it.
-
-`fetch.json` beside fetched files: from where, under which licence, with which checksum.
-
-It is what a file without a published checksum is compared with when it is fetched again.
+download is written to `downloads.json` beside the files and later ones must match it.
 """
 
 from __future__ import annotations
@@ -16,7 +12,6 @@ import contextlib
 import errno
 import fnmatch
 import json
-import logging
 import re
 import shutil
 import sys
@@ -174,20 +169,19 @@ def _fetch_one(
     trusted = ledger.sha256(file)
     known = file.known_hash or (trusted and f"sha256:{trusted}")
     try:
-        with _quiet_pooch():
-            pooch.retrieve(file.url, known, path.name, path.parent, downloader=transfer)
+        # below warnings it tells to use the hash as `known_hash`, which is not how it is recorded
+        pooch.get_logger().setLevel("WARNING")
+        pooch.retrieve(file.url, known, path.name, path.parent, downloader=transfer)
     except DatasetError:
         raise
     except ValueError as error:  # pooch: the checksum is another one; it removed the file
         transfer.forget()
-        why = (
-            ""
-            if file.known_hash
-            else (
+        why = ""
+        if not file.known_hash:
+            why = (
                 f". The checksum was recorded in {LEDGER} when the file was first fetched; if its "
                 "publisher has replaced it, remove it from there"
             )
-        )
         raise DownloadError(
             f"{file.path}: {file.url} sent another file, it was removed: {error}{why}"
         ) from error
@@ -301,18 +295,6 @@ def _alone(folder: Path) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-
-
-@contextlib.contextmanager
-def _quiet_pooch() -> Iterator[None]:
-    """Pooch tells to use the hash as `known_hash`, which is not how this study records it."""
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 # ------------------------------------------------------------------ command line
