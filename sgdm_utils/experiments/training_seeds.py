@@ -123,7 +123,8 @@ def read_seeds(study: str, seeds: Sequence[int]) -> SeedRuns:
         _check_alike(seeds[0], parts[0], seed, part, other.notes["two_way"] == notes["two_way"])
     for (a, first), (b, second) in itertools.combinations(zip(seeds, parts, strict=True), 2):
         measured = list(notes["metrics"])
-        if np.array_equal(_sorted(first)[measured], _sorted(second)[measured], equal_nan=True):
+        one, two = (part.sort_values(KEYS[1:])[measured] for part in (first, second))
+        if np.array_equal(one, two, equal_nan=True):
             raise SeedsDifferError(
                 f"seeds {a} and {b} have the same scores to the last digit: one is a copy of the "
                 "other, or the seed reached no generator"
@@ -172,10 +173,8 @@ def map_overlap(structure: Artifact, data: Artifact, ids: Sequence[str]) -> pd.D
     true = np.load(data / "silhouettes.npy", mmap_mode="r")[row_of[list(ids)].to_numpy()] > 0
     table = pd.read_parquet(structure / "maps_test.parquet")
     maps = np.load(structure / "maps_test.npy", mmap_mode="r")
-    threshold, shift = (
-        structure.notes["iou_threshold"],
-        np.roll(np.arange(len(ids)), -(len(ids) // 2)),
-    )
+    threshold = structure.notes["iou_threshold"]
+    shift = np.roll(np.arange(len(ids)), -(len(ids) // 2))
     rows = []
     for subject, own in table.groupby("subject", sort=False):
         if own["image_id"].tolist() != list(ids):
@@ -239,10 +238,6 @@ def _check_alike(
             f"{', '.join(sorted(set(first) ^ set(second))) or 'another two-way CLIP'}. Run "
             "notebook 06 again for both"
         )
-
-
-def _sorted(scores: pd.DataFrame) -> pd.DataFrame:
-    return scores.sort_values(KEYS[1:], ignore_index=True)
 
 
 def _listed(seeds: Iterable[int]) -> str:
