@@ -43,19 +43,13 @@ def read_subject(
 ) -> tuple[list[dict], pd.DataFrame, dict]:
     """Read the blocks of one person and match their markers with the table of the experiment.
 
-    Parameters
-    ----------
-    root : Path
-    name : str, "sub-01"
-    sessions : sequence of int
-    order, source : see `order.read_order`
-    sub06 : 'refuse', 'as_listed' or 'corrected'
+    `order` and `source` are what `order.read_order` returns.
 
     Returns
     -------
     recordings : list of dict, one for each block, with `_channels` and `_digest` for comparison
     events : DataFrame
-    facts : dict
+    facts : dict, for the notes of the study
 
     Raises
     ------

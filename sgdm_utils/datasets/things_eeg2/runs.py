@@ -239,9 +239,8 @@ def bids_events(
     Parameters
     ----------
     row : mapping with `path` and `task` ("train", "test")
-    root : Path
     raw : mne.io.BaseRaw, its rate and length
-    image_set : DataFrame of `sgdm_utils.datasets.things_eeg2.images.load_image_set`
+    image_set : DataFrame of `images.load_image_set`
 
     Returns
     -------
@@ -322,15 +321,9 @@ def source_events(
 ) -> tuple[pd.DataFrame, int]:
     """Read the picture events of one BrainVision run, paired with its behaviour file.
 
-    Parameters, Returns
-    -------------------
-    As `bids_events`.
-
-    Raises
-    ------
-    DatasetError
-        A missing or damaged file, as many markers as pictures there are not, the first marker that
-        does not belong to its picture, doubled events, an unknown picture.
+    Parameters and results are those of `bids_events`. Refused are a missing or damaged file, more or
+    fewer markers than pictures, the first marker that does not belong to its picture, doubled events
+    and an unknown picture.
     """
     path, partition = root / row["path"], row["task"]
     behaviour = path.parent.parent / "beh" / (path.stem.removesuffix("_eeg") + "_beh.mat")
