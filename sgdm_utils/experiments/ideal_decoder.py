@@ -93,7 +93,10 @@ class IdealDecoder:
 
         `keep`, bool of shape (n_channels, n_times), says which samples it sees.
         """
-        return 1 - self._left(self._precision(keep))
+        known = (self.readout**2).sum()
+        error = (self.readout * np.linalg.solve(self._precision(keep), self.readout)).sum()
+        # what remains: what the features do not hold, and noise
+        return 1 - float(1 - (known - error) / self.target_variance)
 
     def expected_losses(self, masks: np.ndarray) -> np.ndarray:
         """What the best decoder loses without some samples, being trained anew without them.
@@ -128,12 +131,6 @@ class IdealDecoder:
                 information += (p.T @ p) * (v @ np.linalg.solve(noise, v.T))
         information = self.root.T @ information @ self.root
         return np.eye(len(information)) + self.n_averaged * information
-
-    def _left(self, precision: np.ndarray) -> float:
-        """Share of the target's variance that remains: what the features do not hold, and noise."""
-        known = (self.readout**2).sum()
-        error = (self.readout * np.linalg.solve(precision, self.readout)).sum()
-        return float(1 - (known - error) / self.target_variance)
 
 
 def ideal_decoder(

@@ -222,7 +222,7 @@ def _random_occurrence(
 
 
 def _skewness(counts: np.ndarray) -> np.ndarray:
-    """Skewness of each row; 0 for an even gallery, as in `pixels.hubness_skewness`."""
+    """Skewness of each row; 0 for an even gallery, as in `retrieval.hubness_skewness`."""
     even = np.ptp(counts, axis=1) == 0
     safe = np.where(even[:, None], np.arange(counts.shape[1]), counts)
     return np.where(even, 0.0, skew(safe, axis=1))

@@ -346,9 +346,10 @@ def source_events(
     check_spacing(sample, raw.info["sfreq"], str(path.with_suffix(".vmrk")))
     number = log["tot_img_number"].to_numpy()
     written = log["trigger_1"].to_numpy() if "trigger_1" in log else np.full(len(log), -1)
+    above = 100 if partition == "train" else 201
     for i, (c, n, w) in enumerate(zip(code, number, written, strict=True)):
-        # a target has a number of its own, which no picture of the run has
-        wrong = c in _codes_of(partition) if n == 0 else c not in trigger_codes(n, partition)
+        # a target has a marker of its own, which no picture of the partition can have
+        wrong = 0 < c < above if n == 0 else c not in trigger_codes(n, partition)
         if wrong or (w >= 0 and c != w):
             expected = "target" if n == 0 else f"picture {n}"
             extra = f", trigger_1 {w}" if w >= 0 else ""
@@ -420,11 +421,6 @@ def _code(text: str, path: Path) -> int:
             "paired one by one, so nothing else may stand between them"
         )
     return int(match.group(1))
-
-
-def _codes_of(partition: str) -> range:
-    """All markers that pictures of a partition can have."""
-    return range(1, 100) if partition == "train" else range(1, 201)
 
 
 def _compare_names(

@@ -103,7 +103,8 @@ def fetch(
             try:
                 _fetch_one(file, folder, ledger, retry or Retry(), progress)
             except DownloadError as error:
-                _remove_if_empty((folder / file.path).parent)
+                with contextlib.suppress(OSError):  # an empty `sub-01` would look like lost files
+                    (folder / file.path).parent.rmdir()
                 rest = [f for f in chosen if not (folder / f.path).exists()]
                 route = manual_route(entry, folder, rest)
                 raise DownloadError(f"{name}: {error}\n{route}") from error
@@ -150,7 +151,9 @@ def _is_there(file: RemoteFile, folder: Path, ledger: Ledger) -> bool:
         return False
     if ledger.unchanged(file, path):
         return True
-    found = mismatch(file, path) or _differs_from(ledger.sha256(file), path)
+    found, known = mismatch(file, path), ledger.sha256(file)
+    if not found and known and (received := digest_file(path)) != known:
+        found = f"expected sha256:{known} as recorded in {LEDGER}, received {received}"
     if found:
         raise DownloadError(
             f"{path} is there but is not the published file: {found}. It was left as it is. Move it "
@@ -194,18 +197,6 @@ def _fetch_one(
         ) from error
     transfer.forget()
     ledger.record(file, path)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """An empty `sub-01` would look like a person whose files are missing."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _differs_from(sha256: str | None, path: Path) -> str:
-    if sha256 is None or (received := digest_file(path)) == sha256:
-        return ""
-    return f"expected sha256:{sha256} as recorded in {LEDGER}, received {received}"
 
 
 def _unpack_once(archive: Path, file: RemoteFile, ledger: Ledger) -> Path:
