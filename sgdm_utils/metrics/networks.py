@@ -308,9 +308,10 @@ def read_state(path: Path, spec: TrunkSpec) -> dict[str, Any]:
     ValueError
         No state dict, a damaged file, or a program.
     """
-    program = zipfile.is_zipfile(path) and any(
-        "/code/" in name for name in zipfile.ZipFile(path).namelist()
-    )
+    program = False
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            program = any("/code/" in name for name in archive.namelist())
     # OpenAI's file is one; it is run only where it is known to be that
     if program and digest_file(path) != spec.sha256:
         raise ValueError(
