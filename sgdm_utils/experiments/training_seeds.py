@@ -11,8 +11,9 @@ is chosen on validation data because of all that.
 
 References
 ----------
-Bouthillier et al., MLSys (2021): sources of variation that a benchmark should draw anew. Searle, Casella & McCulloch, Variance Components (1992), ch. 4: the mean square of a factor estimates
-how the means of its levels vary, whatever else is held fixed.
+Bouthillier et al., MLSys (2021): sources of variation that a benchmark should draw anew. Searle,
+Casella & McCulloch, Variance Components (1992), ch. 4: the mean square of a factor estimates how
+the means of its levels vary, whatever else is held fixed.
 """
 
 from __future__ import annotations
@@ -320,7 +321,8 @@ def moved_by(
 
     Returns
     -------
-    deviation, low, high : float, with the ends of a 95 % interval; NaN when the factor has one level, from which nobody can know
+    deviation, low, high : float, with the ends of a 95 % interval; NaN when the factor has one
+        level, from which nobody can know
 
     Notes
     -----

@@ -81,7 +81,8 @@ def results(study: str = "demo") -> str:
         "",
         f"Simulated recording, {top['subject'].nunique()} subjects, n = {n} (subject, picture) pairs at "
         f"most, seed {seed}, 95 % bootstrap intervals. Finding the seen "
-        f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): {_by_person(top, models)}.",
+        f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): "
+        f"{_by_person(top, models)}.",
     ]
     if (folder / "forward.csv").is_file():
         lines += ["", _forward_sentence(table("forward"))]
@@ -129,7 +130,8 @@ def _forward_sentence(found: pd.DataFrame) -> str:
     }
     return (
         "The other way round, a linear *forward model* asked which picture explains the EEG (`24_forward_model`, no "
-        f"network): {_by_person(top, models)}. A first, blind look found less for one person; the notebook says why."
+        f"network): {_by_person(top, models)}. A first, blind look found less for one person; the "
+        "notebook says why."
     )
 
 

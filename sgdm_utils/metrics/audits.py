@@ -337,7 +337,7 @@ def audit_dimension(
 
 
 def participation_ratio(responses: ArrayLike) -> float:
-    """Effective dimension of vectors (n, ...): squared trace of the covariance over its squared norm.
+    """Effective dimension of vectors (n, ...): squared trace over squared norm of the covariance.
 
     With eigenvalues l of the covariance it is (sum l) ** 2 / sum l ** 2: d for a cloud that is
     equally wide in d directions, 1 on a line, 0 for a point (Gao et al. 2017).

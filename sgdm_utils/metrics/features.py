@@ -98,8 +98,8 @@ class TwoWay(FeatureMetric):
 class NWayTopK(FeatureMetric):
     """Is the target among the k most similar of itself and n_way - 1 random other targets?
 
-    The exact expectation over all draws, `retrieval.n_way_accuracy`. It identifies by correlation of
-    features, as the two-way score does, not by the classes that a classifier sees.
+    The exact expectation over all draws, `retrieval.n_way_accuracy`. It identifies by correlation
+    of features, as the two-way score does, not by the classes that a classifier sees.
     """
 
     higher_is_better = True

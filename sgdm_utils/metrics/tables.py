@@ -4,8 +4,8 @@ Numbers are written with a fixed count of significant digits and rows in the ord
 same seed gives the same bytes. A number that could not be measured leaves its cell empty and says
 why in the metric's name, for example ``lpips_alex (weights not available)``.
 
-Each run of a notebook knows the rows of one seed. They take the place of the earlier rows of the same
-study and seed, and the rows of other seeds stay: the last seed must not stand for all.
+Each run of a notebook knows the rows of one seed. They take the place of the earlier rows of the
+same study and seed, and the rows of other seeds stay: the last seed must not stand for all.
 """
 
 from __future__ import annotations
@@ -328,8 +328,9 @@ def publish_table(
 ) -> Path:
     """Put what one run found into a table of the report; rows of other seeds stay.
 
-    A DataFrame may have columns of its own, among them `study` and `seed`; everything else (rows from
-    `make_row`, the path of a table of those) goes through `merge_seeds`, which names the errors.
+    A DataFrame may have columns of its own, among them `study` and `seed`; everything else (rows
+    from `make_row`, the path of a table of those) goes through `merge_seeds`, which names the
+    errors.
     """
     target = Path(target)
     if not isinstance(rows, pd.DataFrame):

@@ -44,8 +44,8 @@ def read_order(root: Path, name: str, sessions: Sequence[int]) -> tuple[pd.DataF
     Raises
     ------
     DatasetError
-        No table, no parquet file, a missing column, a session without rows, another subject's table,
-        an unknown partition, a path without picture number.
+        No table, no parquet file, a missing column, a session without rows, another subject's
+        table, an unknown partition, a path without picture number.
     """
     folders = [root / "preprocessed_eeg" / name, root / "raw_eeg" / name]
     found = [f / t for t in TABLES for f in folders if (f / t).is_file()]
@@ -113,7 +113,7 @@ def correct_sub06(order: pd.DataFrame) -> pd.DataFrame:
 def settle_sub06(
     order: pd.DataFrame, name: str, source: Path, sub06: str, facts: dict
 ) -> pd.DataFrame:
-    """Deal with the misplaced row of sub-06 where only the table itself can tell whether it was moved.
+    """Deal with the misplaced row of sub-06 where only the table can tell whether it was moved.
 
     `sub06` is 'refuse' (an error unless the row numbers show it), 'as_listed' or 'corrected'; what
     was done is added to `facts`. Other people's tables come back untouched.
@@ -152,8 +152,8 @@ def align(
 
     Returns
     -------
-    int array of shape (n_markers,), positions in `rows`, increasing; an `OrderError` names the first
-    marker or row that does not fit
+    int array of shape (n_markers,), positions in `rows`, increasing; an `OrderError` names the
+    first marker or row that does not fit
     """
     everything = np.arange(len(rows))
     candidates = everything if kept is None else everything[kept]

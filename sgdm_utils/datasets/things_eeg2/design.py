@@ -132,7 +132,7 @@ def check_channels(ch_names: Sequence[str], where: str, n_channels: int | None =
 def check_spacing(sample: np.ndarray, sfreq: float, where: str) -> None:
     """Refuse doubled events, and a sampling rate (Hz) that contradicts the pace of the pictures.
 
-    `sample`, int of shape (n_events,), holds all events of one recording in time order, targets too.
+    `sample`, int of shape (n_events,), are all events of one recording in time order, targets too.
     """
     step = np.diff(np.asarray(sample, dtype=np.int64)) / sfreq
     if not len(step):

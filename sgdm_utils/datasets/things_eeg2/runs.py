@@ -1,9 +1,10 @@
 """THINGS-EEG2 as separate runs: the BIDS conversion, and the BrainVision source files.
 
-A session is one run with the test images and five with training images. The marker in the recording is one byte and the training images are 16,540, so it carries the first
-two digits of the number only. Which picture it was is in the column `tot_img_number` of the BIDS
-conversion, or in the behaviour file beside the BrainVision recording; the marker is used to check
-that the two tell the same story.
+A session is one run with the test images and five with training images. The marker in the recording
+is one byte and the training images are 16,540, so it carries the first two digits of the number
+only. Which picture it was is in the column `tot_img_number` of the BIDS conversion, or in the
+behaviour file beside the BrainVision recording; the marker is used to check that the two tell the
+same story.
 
 References
 ----------
@@ -321,9 +322,9 @@ def source_events(
 ) -> tuple[pd.DataFrame, int]:
     """Read the picture events of one BrainVision run, paired with its behaviour file.
 
-    Parameters and results are those of `bids_events`. Refused are a missing or damaged file, more or
-    fewer markers than pictures, the first marker that does not belong to its picture, doubled events
-    and an unknown picture.
+    Parameters and results are those of `bids_events`. Refused are a missing or damaged file, more
+    or fewer markers than pictures, the first marker that does not belong to its picture, doubled
+    events and an unknown picture.
     """
     path, partition = root / row["path"], row["task"]
     behaviour = path.parent.parent / "beh" / (path.stem.removesuffix("_eeg") + "_beh.mat")

@@ -195,8 +195,8 @@ def read_ratings(path: Path, design: pd.DataFrame | None = None) -> pd.DataFrame
     Raises
     ------
     RatingsError, FileNotFoundError
-        Names file and line of what is damaged or, where a design of `make_design` is given, does not
-        belong to it.
+        Names file and line of what is damaged or, where a design of `make_design` is given, does
+        not belong to it.
     """
     planned = None if design is None else _planned_cells(design)
     rows = pd.DataFrame(_checked_lines(Path(path), planned), columns=list(COLUMNS))

@@ -33,8 +33,8 @@ def score_conditions(ratings: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with `rater` ("all" first), `condition`, `n`, `value`, `ci_low`, `ci_high` (95 %), `chance`,
-    `p_value` (exact binomial, one-sided against chance)
+    DataFrame with `rater` ("all" first), `condition`, `n`, `value`, `ci_low`, `ci_high` (95 %),
+    `chance`, `p_value` (exact binomial, one-sided against chance)
 
     Notes
     -----
