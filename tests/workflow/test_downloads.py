@@ -38,14 +38,8 @@ from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.downloads import catalogue as downloads_catalogue
 from sgdm_utils.workflow.downloads import fetch as downloads_fetch
 from sgdm_utils.workflow.downloads import transfers
-from sgdm_utils.workflow.downloads.catalogue import (
-    CatalogueError,
-    LicenceError,
-    find_entry,
-    load_catalogue,
-    readable,
-)
-from sgdm_utils.workflow.downloads.fetch import fetch, unpack
+from sgdm_utils.workflow.downloads.catalogue import CatalogueError, LicenceError
+from sgdm_utils.workflow.downloads.fetch import fetch
 from sgdm_utils.workflow.downloads.transfers import DownloadError, Retry
 
 QUICK = Retry(attempts=3, backoff_s=0.001, timeout_s=5)
@@ -726,7 +720,7 @@ def test_tar_archives(tmp_path, mode):
     archive.write_bytes(
         tar_bytes((folder_entry, b""), (tarfile.TarInfo("./set/x.txt"), b"x"), mode=mode)
     )
-    unpack(archive, tmp_path / "set")
+    downloads_fetch.unpack(archive, tmp_path / "set")
     assert (tmp_path / "set" / "x.txt").read_bytes() == b"x"
 
 
@@ -738,12 +732,12 @@ def test_a_member_that_would_leave_the_folder_is_refused(tmp_path, name):
     archive.parent.mkdir()
     archive.write_bytes(zip_bytes({"good.txt": b"good", name: b"evil"}))
     with pytest.raises(DownloadError, match="outside the folder. Nothing was"):
-        unpack(archive, tmp_path / "in" / "x")
+        downloads_fetch.unpack(archive, tmp_path / "in" / "x")
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [archive]
     tar = tmp_path / "in" / "x.tar.gz"
     tar.write_bytes(tar_bytes((tarfile.TarInfo(name), b"evil")))
     with pytest.raises(DownloadError, match="outside"):
-        unpack(tar, tmp_path / "in" / "x")
+        downloads_fetch.unpack(tar, tmp_path / "in" / "x")
     assert not (tmp_path / "in" / "x").exists()
 
 
@@ -754,13 +748,13 @@ def test_links_and_devices_are_refused(tmp_path):
         archive = tmp_path / "x.tar"
         archive.write_bytes(tar_bytes((info, b""), mode="w"))
         with pytest.raises(DownloadError, match="link is a link or device"):
-            unpack(archive, tmp_path / "x")
+            downloads_fetch.unpack(archive, tmp_path / "x")
     info = zipfile.ZipInfo("link")
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as bundle:
         bundle.writestr(info, "/etc/passwd")
     with pytest.raises(DownloadError, match="link is a link or device"):
-        unpack(tmp_path / "x.zip", tmp_path / "x")
+        downloads_fetch.unpack(tmp_path / "x.zip", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -772,27 +766,27 @@ def test_other_archives_that_are_refused(tmp_path, monkeypatch):
     for content in (whole[:-30], bytes(damaged), b"<html>"):
         archive.write_bytes(content)
         with pytest.raises(DownloadError, match="cannot be unpacked .* fetch it again"):
-            unpack(archive, folder)
+            downloads_fetch.unpack(archive, folder)
     (tmp_path / "y.tar.gz").write_bytes(tar_bytes((tarfile.TarInfo("a"), b"a" * 9999))[:60])
     with pytest.raises(DownloadError, match="cannot be unpacked"):
-        unpack(tmp_path / "y.tar.gz", folder)
+        downloads_fetch.unpack(tmp_path / "y.tar.gz", folder)
     archive.write_bytes(zip_bytes({}))
     with pytest.raises(DownloadError, match="holds no file"):
-        unpack(archive, folder)
+        downloads_fetch.unpack(archive, folder)
     archive.write_bytes(zip_bytes({"a": b"1", "a/b": b"2", "c/d": b"3"}))
     with pytest.raises(DownloadError, match="a.* stands there twice"):
-        unpack(archive, folder)
+        downloads_fetch.unpack(archive, folder)
     locked = bytearray(whole)
     for marker, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # bit 0: encrypted
         locked[locked.find(marker) + offset] |= 1
     archive.write_bytes(bytes(locked))
     with pytest.raises(DownloadError, match="needs a password, unpack it by hand"):
-        unpack(archive, folder)
+        downloads_fetch.unpack(archive, folder)
     archive.write_bytes(whole)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(transfers.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DownloadError, match="256 kB are needed"):
-        unpack(archive, folder)
+        downloads_fetch.unpack(archive, folder)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.zip", "y.tar.gz"]
 
 
@@ -800,7 +794,7 @@ def test_other_archives_that_are_refused(tmp_path, monkeypatch):
 
 
 def test_the_shipped_catalogue_is_in_order():
-    shipped = load_catalogue()
+    shipped = downloads_catalogue.load_catalogue()
     assert NAMED_IN_THE_ISSUE <= set(shipped)
     for e in shipped.values():
         assert all(file.url.startswith("https://") for file in e.files), e.name
@@ -832,11 +826,13 @@ def test_every_reader_has_an_entry_and_the_other_way_round():
     )
     readers = {ast.literal_eval(key) for key in [*table.keys, *refused.keys]} | {"bids"}
     assert len(readers) > 8
-    assert {form for e in load_catalogue().values() for form in e.forms} == readers
+    assert {
+        form for e in downloads_catalogue.load_catalogue().values() for form in e.forms
+    } == readers
 
 
 def test_the_repackaging_lists_both_files_of_ten_people():
-    files = find_entry("things_eeg2_250hz").files
+    files = downloads_catalogue.find_entry("things_eeg2_250hz").files
     assert [f.path for f in files] == [
         f"Preprocessed_data_250Hz/sub-{s:02d}/preprocessed_eeg_{part}.npy"
         for s in range(1, 11)
@@ -856,7 +852,7 @@ def test_the_trunks_are_the_ones_that_torchvision_and_the_metrics_name():
         ("weights_lpips_alexnet", "alexnet.py"),
         ("weights_lpips_vgg16", "vgg.py"),
     ):
-        (file,) = find_entry(name).files
+        (file,) = downloads_catalogue.find_entry(name).files
         assert f'url="{file.url}"' in (torchvision / module).read_text(encoding="utf-8")
         assert f'"{file.path}"' in metrics
         assert file.sha256_prefix == Path(file.path).stem.rsplit("-", 1)[1]
@@ -866,7 +862,7 @@ def test_checksums_of_the_muse_recording_are_those_of_the_real_files():
     source = paths.project_root().parent / "shared" / "data" / "muse_n170"
     if not source.is_dir():
         pytest.skip("the Muse recording is not beside the checkout (shared/data)")
-    e = find_entry("muse_n170")
+    e = downloads_catalogue.find_entry("muse_n170")
     for file in e.files:
         content = (source / Path(file.path).name).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file.size, file.sha256)
@@ -905,7 +901,7 @@ def test_a_wrong_entry_is_named(tmp_path, change, message):
     path = tmp_path / "licences.yaml"
     path.write_text(yaml.safe_dump({"test_set": entry(**change)}))
     with pytest.raises(CatalogueError, match=message) as caught:
-        load_catalogue(path)
+        downloads_catalogue.load_catalogue(path)
     assert str(caught.value).startswith(f"{path.as_posix()} cannot be used:\n  ")
 
 
@@ -914,10 +910,10 @@ def test_two_entries_that_share_a_folder_may_not_share_a_file(tmp_path):
     one, other = entry(files=[remote("http://x")]), entry(files=[remote("http://y")], folder="one")
     path.write_text(yaml.safe_dump({"one": one, "other": other}))
     with pytest.raises(CatalogueError, match="other.files: sub-01/file.bin is the same .* of one"):
-        load_catalogue(path)
+        downloads_catalogue.load_catalogue(path)
     other["files"][0]["path"] = "sub-02/file.bin"
     path.write_text(yaml.safe_dump({"one": one, "other": other}))
-    loaded = load_catalogue(path)
+    loaded = downloads_catalogue.load_catalogue(path)
     assert loaded["one"].raw_dir == loaded["other"].raw_dir == paths.raw_dir("one")
 
 
@@ -940,7 +936,7 @@ def test_all_findings_are_listed_at_once(tmp_path):
     del broken["citation"]
     path.write_text(yaml.safe_dump({"test_set": broken, "Other Set": entry()}))
     with pytest.raises(CatalogueError) as caught:
-        load_catalogue(path)
+        downloads_catalogue.load_catalogue(path)
     for part in ("'citation' is a required", "test_set.verified", "A name is also a folder"):
         assert part in str(caught.value)
 
@@ -948,7 +944,7 @@ def test_all_findings_are_listed_at_once(tmp_path):
 def test_a_catalogue_that_is_none(tmp_path):
     path = tmp_path / "licences.yaml"
     with pytest.raises(CatalogueError, match="cannot be read .* Restore it from git"):
-        load_catalogue(path)
+        downloads_catalogue.load_catalogue(path)
     for text, message in (
         ("a: [", "is no valid YAML"),
         ("", "the file: None is not of type 'object'"),
@@ -956,19 +952,19 @@ def test_a_catalogue_that_is_none(tmp_path):
     ):
         path.write_text(text)
         with pytest.raises(CatalogueError, match=message):
-            load_catalogue(path)
+            downloads_catalogue.load_catalogue(path)
 
 
 def test_an_unknown_name_is_answered_with_the_names_there_are():
     with pytest.raises(CatalogueError, match="Did you mean things_eeg1"):
-        find_entry("things_eeg_1")
+        downloads_catalogue.find_entry("things_eeg_1")
     with pytest.raises(CatalogueError, match="There is: things_eeg2_raw, "):
         fetch("nothing_like_it")
 
 
 def test_sizes_as_people_read_them():
     sizes = (None, 0, 999, 1000, 1_480_112, 203_900_000_000)
-    assert [readable(size) for size in sizes] == [
+    assert [downloads_catalogue.readable(size) for size in sizes] == [
         "size unknown", "0 B", "999 B", "1 kB", "1.48 MB", "204 GB",
     ]  # fmt: skip
 
@@ -976,7 +972,7 @@ def test_sizes_as_people_read_them():
 def test_loaded_entries_can_be_changed_in_memory(tmp_path, serve):
     """A notebook may pass what it loaded instead of a file."""
     server = serve(Server())
-    loaded = load_catalogue(catalogue(tmp_path, remote(server.url)))
+    loaded = downloads_catalogue.load_catalogue(catalogue(tmp_path, remote(server.url)))
     (path,) = fetch(
         "test_set", catalogue=copy.copy(loaded), destination=tmp_path / "data", progress=True
     )
@@ -992,7 +988,7 @@ def test_command_line(tmp_study, serve, monkeypatch, capsys):
         tmp_study, remote(server.url, "a.bin"), remote(server.url, "b.bin"),
         licence="CC-BY-NC-4.0", accept="required", after=["Look at it."],
     )  # fmt: skip
-    loaded = load_catalogue(where)
+    loaded = downloads_catalogue.load_catalogue(where)
     monkeypatch.setattr(downloads_fetch, "load_catalogue", lambda: loaded)
     monkeypatch.setattr(downloads_catalogue, "load_catalogue", lambda path=None: loaded)
 
