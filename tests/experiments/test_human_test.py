@@ -10,22 +10,14 @@ import pandas as pd
 import pytest
 from scipy.stats import beta
 
+from sgdm_utils.experiments.human_test import design as human_test_design
+from sgdm_utils.experiments.human_test import design as human_test_widget
+from sgdm_utils.experiments.human_test import scores as human_test_scores
 from sgdm_utils.experiments.human_test.design import (
-    COLUMNS,
     RatingsError,
     RatingWidget,
     Session,
-    _png,
     make_design,
-    read_ratings,
-)
-from sgdm_utils.experiments.human_test.scores import (
-    _likeness,
-    catch_trials,
-    compare_conditions,
-    family,
-    score_conditions,
-    simulated_rater,
 )
 
 IDS = [f"picture{i:02}" for i in range(20)]
@@ -45,7 +37,7 @@ def answer_all(session, is_right):
         trial = session.current
         left = (trial["left"] == "image") == bool(is_right(trial))
         session.answer("left" if left else "right", 1.0)
-    return read_ratings(session.path, session.design)
+    return human_test_design.read_ratings(session.path, session.design)
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +147,7 @@ def test_an_answer_is_on_the_disk_with_all_its_columns(tmp_path):
     session.answer("left", 2.5)
     with (tmp_path / "anna.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
-    assert list(row) == list(COLUMNS)
+    assert list(row) == list(human_test_design.COLUMNS)
     assert (row["study"], row["rater"], row["trial"], row["seconds"]) == (
         *("tiny", "anna", "1", "2.500"),
     )
@@ -192,7 +184,7 @@ def test_a_failed_write_leaves_the_old_file_and_the_session_where_it_was(tmp_pat
     assert session.path.read_bytes() == before and session.current["trial"] == 2
     assert not list(tmp_path.glob(".*part*"))
     session.answer("right", 1.0)
-    assert len(read_ratings(session.path)) == 2
+    assert len(human_test_design.read_ratings(session.path)) == 2
 
 
 def test_a_second_session_of_the_same_rater_is_noticed(tmp_path):
@@ -201,7 +193,7 @@ def test_a_second_session_of_the_same_rater_is_noticed(tmp_path):
     one.answer("left", 1.0)
     with pytest.raises(RatingsError, match="is the test open twice"):
         two.answer("right", 1.0)
-    assert len(read_ratings(one.path)) == 1
+    assert len(human_test_design.read_ratings(one.path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -219,7 +211,7 @@ def test_more_answers_than_trials_are_refused(tmp_path):
     trials = design()
     answer_all(Session(trials, tmp_path), lambda trial: True)
     with pytest.raises(RatingsError, match="line 12 is no answer to trial 11"):
-        read_ratings(tmp_path / "anna.csv", trials.iloc[:10])
+        human_test_design.read_ratings(tmp_path / "anna.csv", trials.iloc[:10])
 
 
 @pytest.mark.parametrize(
@@ -266,21 +258,17 @@ def test_the_time_stamp_changes_no_score(tmp_path):
     session = Session(design(), tmp_path)
     told = answer_all(session, lambda trial: trial["trial"] % 3)
     later = told.assign(timestamp="2001-01-01T00:00:00+00:00")
-    pd.testing.assert_frame_equal(score_conditions(told), score_conditions(later))
+    pd.testing.assert_frame_equal(
+        human_test_scores.score_conditions(told), human_test_scores.score_conditions(later)
+    )  # fmt: skip
 
 
 # --- the widget
 
 
-@pytest.fixture
-def page(tmp_path, pictures, made):
-    """A session and its widget."""
+def test_buttons_drive_the_whole_session(tmp_path, pictures, made):
     session = Session(design(), tmp_path)
-    return session, RatingWidget(session, pictures, made, size=16, pause_s=0)
-
-
-def test_buttons_drive_the_whole_session(page):
-    session, widget = page
+    widget = RatingWidget(session, pictures, made, size=16, pause_s=0)
     expected = []
     for k in range(len(session.design)):
         assert widget.message.value == f"{k} of 34 answered"
@@ -288,29 +276,34 @@ def test_buttons_drive_the_whole_session(page):
         (widget.left if k % 2 == 0 else widget.right).click()
     assert "Thank you" in widget.message.value
     assert widget.left.disabled and widget.right.disabled
-    told = read_ratings(session.path, session.design)
+    told = human_test_design.read_ratings(session.path, session.design)
     assert told["answer"].tolist() == ["left", "right"] * 17
     assert told["correct"].tolist() == expected
     widget.left.click()  # nothing more to answer, nothing more is written
-    assert len(read_ratings(session.path)) == 34
+    assert len(human_test_design.read_ratings(session.path)) == 34
 
 
-def test_the_candidates_lie_where_the_design_says(page, pictures, made):
-    session, widget = page
+def test_the_candidates_lie_where_the_design_says(tmp_path, pictures, made):
+    session = Session(design(), tmp_path)
+    widget = RatingWidget(session, pictures, made, size=16, pause_s=0)
     for _ in range(8):
         trial = session.current
         left = trial["image_id"] if trial["left"] == "image" else trial["foil_id"]
         right = trial["foil_id"] if trial["left"] == "image" else trial["image_id"]
         shown = made[trial["condition"], trial["subject"]][trial["image_id"]]
-        wanted = {"left": pictures[left], "right": pictures[right], "made": shown}
-        assert {k: v.value for k, v in widget._views.items()} == {
-            k: _png(picture, 16) for k, picture in wanted.items()
-        }
+        for view, picture in (
+            ("left", pictures[left]),
+            ("right", pictures[right]),
+            ("made", shown),
+        ):
+            assert widget._views[view].value == human_test_widget._png(picture, 16)
         widget.left.click()
 
 
-def test_the_page_tells_neither_condition_nor_picture(page):
-    waiting, states = [page[1].box], []
+def test_the_page_tells_neither_condition_nor_picture(tmp_path, pictures, made):
+    session = Session(design(), tmp_path)
+    widget = RatingWidget(session, pictures, made, size=16, pause_s=0)
+    waiting, states = [widget.box], []
     while waiting:
         part = waiting.pop()
         waiting += list(getattr(part, "children", ()))
@@ -327,13 +320,15 @@ def test_the_second_half_of_a_double_click_answers_nothing(tmp_path, pictures, m
     assert session.rows == [] and not session.path.exists()
 
 
-def test_a_click_that_could_not_be_kept_is_told_and_stops_the_test(page, tmp_path, pictures, made):
-    session, widget = page
-    Session(session.design, tmp_path).answer("left", 1.0)
+def test_a_click_that_could_not_be_kept_is_told_and_stops_the_test(tmp_path, pictures, made):
+    trials = design()
+    session = Session(trials, tmp_path)
+    widget = RatingWidget(session, pictures, made, size=16, pause_s=0)
+    Session(trials, tmp_path).answer("left", 1.0)
     widget.right.click()
     assert widget.message.value.startswith("Not kept") and "open twice" in widget.message.value
     assert widget.left.disabled
-    again = RatingWidget(Session(session.design, tmp_path), pictures, made)
+    again = RatingWidget(Session(trials, tmp_path), pictures, made, size=16, pause_s=0)
     assert again.message.value == "1 of 34 answered"
 
 
@@ -342,7 +337,7 @@ def test_a_click_that_could_not_be_kept_is_told_and_stops_the_test(page, tmp_pat
 
 def test_the_interval_is_that_of_clopper_and_pearson():
     told = pd.DataFrame({"rater": "anna", "condition": "eeg", "correct": [True] * 15 + [False] * 5})
-    row = score_conditions(told).iloc[0]
+    row = human_test_scores.score_conditions(told).iloc[0]
     assert (row["n"], row["value"], row["chance"]) == (20, 0.75, 0.5)
     assert row["ci_low"] == pytest.approx(beta.ppf(0.025, 15, 6))
     assert row["ci_high"] == pytest.approx(beta.ppf(0.975, 16, 5))
@@ -355,7 +350,7 @@ def test_raters_have_rows_of_their_own(tmp_path):
         answer_all(Session(design(r), tmp_path), lambda trial, r=r: r == "anna")
         for r in ("anna", "ben")
     )
-    table = score_conditions(told).set_index(["rater", "condition"])["value"]
+    table = human_test_scores.score_conditions(told).set_index(["rater", "condition"])["value"]
     assert table["anna", "eeg"] == 1 and table["ben", "eeg"] == 0 and table["all", "eeg"] == 0.5
 
 
@@ -367,7 +362,7 @@ def test_a_rater_of_known_accuracy_is_recovered_within_the_interval(tmp_path):
         rng = np.random.default_rng(k)
         session = Session(trials.assign(rater=f"r{k}"), tmp_path)
         told = answer_all(session, lambda trial, rng=rng: rng.random() < 0.8)
-        row = score_conditions(told.assign(condition="eeg")).iloc[0]
+        row = human_test_scores.score_conditions(told.assign(condition="eeg")).iloc[0]
         inside += row["ci_low"] <= 0.8 <= row["ci_high"]
         values.append(row["value"])
         assert row["p_value"] < 0.01
@@ -378,18 +373,18 @@ def test_a_rater_who_guesses_is_at_chance_and_lapses_are_seen(tmp_path):
     trials = design(n_items=20, n_catch=20)
     rng = np.random.default_rng(3)
     guessed = answer_all(Session(trials, tmp_path), lambda trial: rng.random() < 0.5)
-    overall = score_conditions(guessed).query("rater == 'all'")
+    overall = human_test_scores.score_conditions(guessed).query("rater == 'all'")
     assert (overall["ci_low"] < 0.5).all() and (overall["ci_high"] > 0.5).all()
     assert (overall["p_value"] > 0.01).all()
-    report = catch_trials(guessed).iloc[0]
+    report = human_test_scores.catch_trials(guessed).iloc[0]
     assert not report["kept"] and report["lapse_rate"] > 0.5
     awake = answer_all(
         Session(trials.assign(rater="ben"), tmp_path), lambda trial: trial["condition"] == "oracle"
     )
-    report = catch_trials(awake).iloc[0]
+    report = human_test_scores.catch_trials(awake).iloc[0]
     assert report["kept"] and report["lapse_rate"] == 0
     with pytest.raises(RatingsError, match="no catch trial to judge by"):
-        catch_trials(awake.query("condition == 'eeg'"))
+        human_test_scores.catch_trials(awake.query("condition == 'eeg'"))
 
 
 def answers(rater, right_eeg, right_shuffled):
@@ -402,14 +397,12 @@ def answers(rater, right_eeg, right_shuffled):
     return pd.concat(parts)
 
 
-def compared(told, comparison="eeg > shuffled_eeg"):
-    return compare_conditions(told, [comparison], np.random.default_rng(0)).iloc[0]
-
-
 def test_the_permutation_test_is_exact_where_it_can_be_counted():
     """Five pictures better, one worse: of 2^6 sign patterns 7 have a sum of at least 4."""
     told = answers("anna", [1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1])
-    row = compared(told)
+    row = human_test_scores.compare_conditions(
+        told, ["eeg > shuffled_eeg"], np.random.default_rng(0)
+    ).iloc[0]
     assert row["difference"] == pytest.approx(4 / 6)
     assert row["p_value"] == pytest.approx(7 / 64)
     assert (row["n_raters"], row["n_items"]) == (1, 6)
@@ -419,23 +412,30 @@ def test_raters_of_the_same_pictures_are_no_further_pictures():
     """Ten raters who copy each other are one rater: the p-value is that of the six pictures."""
     one = ([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1])
     told = pd.concat(answers(f"r{k}", *one) for k in range(10))
-    row = compared(told)
+    row = human_test_scores.compare_conditions(
+        told, ["eeg > shuffled_eeg"], np.random.default_rng(0)
+    ).iloc[0]
     assert row["p_value"] == pytest.approx(7 / 64) and row["n_raters"] == 10
 
 
 def test_every_rater_counts_alike_however_many_pictures_they_judged():
     told = pd.concat([answers("anna", [1] * 8, [0] * 8), answers("ben", [0, 0], [0, 0])])
-    row = compared(told)
+    row = human_test_scores.compare_conditions(
+        told, ["eeg > shuffled_eeg"], np.random.default_rng(0)
+    ).iloc[0]
     assert row["difference"] == pytest.approx((1.0 + 0.0) / 2)
 
 
 def test_a_comparison_of_what_was_not_rated_is_refused():
     told = answers("anna", [1, 1], [0, 0])
+    rng = np.random.default_rng(0)
     for wrong in ("eeg > egg", "eeg", "eeg < shuffled_eeg"):
-        with pytest.raises(RatingsError, match="conditions that were rated: eeg, shuffled_eeg"):
-            compared(told, wrong)
+        with pytest.raises(
+            RatingsError, match="with conditions that were rated: eeg, shuffled_eeg"
+        ):
+            human_test_scores.compare_conditions(told, [wrong], rng)
     with pytest.raises(RatingsError, match="fewer than two pictures"):
-        compared(answers("anna", [1], [0]))
+        human_test_scores.compare_conditions(answers("anna", [1], [0]), ["eeg > shuffled_eeg"], rng)
 
 
 def test_holm_runs_over_conditions_and_comparisons_together():
@@ -443,7 +443,7 @@ def test_holm_runs_over_conditions_and_comparisons_together():
         {"rater": ["all", "all", "anna"], "condition": ["eeg", "oracle", "eeg"], "p_value": [0.01, 0, 1]}
     )  # fmt: skip
     compared = pd.DataFrame({"comparison": ["eeg > shuffled_eeg"], "p_value": [0.04]})
-    table = family(scores, compared, ["eeg"])
+    table = human_test_scores.family(scores, compared, ["eeg"])
     assert table["test"].tolist() == ["eeg > 0.5", "eeg > shuffled_eeg"]
     assert table["p_holm"].tolist() == pytest.approx([0.02, 0.04])
 
@@ -453,7 +453,7 @@ def test_the_simulated_rater_sees_what_pixels_tell(tmp_path, pictures, made):
 
     def share(**how):
         rng = np.random.default_rng(0)
-        picked = simulated_rater(trials, pictures, made, rng, **how)
+        picked = human_test_scores.simulated_rater(trials, pictures, made, rng, **how)
         right = (trials["left"] == "image") == (np.array(picked) == "left")
         return right.groupby(trials["condition"]).mean()
 
@@ -462,12 +462,11 @@ def test_the_simulated_rater_sees_what_pixels_tell(tmp_path, pictures, made):
     assert clean["shuffled_eeg"] < 0.75  # the picture given back is neither of the two
     assert 0.3 < share(noise=1e6)["eeg"] < 0.7
     assert 0.3 < share(noise=0.0, lapse=1.0)["eeg"] < 0.7
-    first, again = (
-        simulated_rater(trials, pictures, made, np.random.default_rng(1)) for _ in range(2)
+    assert human_test_scores.simulated_rater(trials, pictures, made, np.random.default_rng(1)) == (
+        human_test_scores.simulated_rater(trials, pictures, made, np.random.default_rng(1))
     )
-    assert first == again
 
 
 def test_a_constant_reconstruction_is_like_nothing():
     flat = np.full((4, 4, 3), 7, np.uint8)
-    assert _likeness(flat, np.arange(48).reshape(4, 4, 3)) == 0.0
+    assert human_test_scores._likeness(flat, np.arange(48).reshape(4, 4, 3)) == 0.0
