@@ -6,13 +6,10 @@ study's other results are linked. What it gives are artifacts with manifests lik
 variant that was computed with the same parameters, code and inputs is not computed again, and one
 that was interrupted goes on with the step that is missing.
 
-``python -m sgdm_utils.experiments.ablation '<JSON>'`` runs one notebook of a study with parameters that differ
-from its configuration: ``{"study": ..., "seed": ..., "notebook": ..., "overrides": {...}}``.
-
-What an ablation changes: variants of a study's notebooks, declared as text, checked before they run.
-
-A variant names notebooks and the parameters in which they differ from the study's. It is checked
-against the parameters cells, the only place where names and types are declared.
+``python -m sgdm_utils.experiments.ablation '<JSON>'`` runs one notebook of a study with parameters
+that differ from its configuration: ``{"study": ..., "seed": ..., "notebook": ..., "overrides":
+{...}}``. Variants are declared as text and checked, before anything runs, against the parameters
+cells, the only place where names and types are declared.
 """
 
 from __future__ import annotations

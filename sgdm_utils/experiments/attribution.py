@@ -2,7 +2,7 @@
 
 Two ways of asking a trained decoder: *occlusion* (take a region and a window away, see what is lost)
 and *integrated gradients* (share the score out among all samples). What an ideal decoder would
-need is in `attribution_truth`.
+need is in `ideal_decoder`.
 
 References
 ----------
@@ -62,8 +62,7 @@ def occlusion_masks(
     Parameters
     ----------
     electrodes : mapping of region to bool array of shape (n_channels,), see `regions.region_masks`
-    windows : slices of time
-    n_times : int
+    windows : slices of time, see `time_windows`
 
     Returns
     -------
@@ -96,7 +95,6 @@ def occluded_predictions(
 
     Parameters
     ----------
-    predict : Predictor
     eeg : float32 array of shape (n, n_channels, n_times)
     baseline : float32 array of shape (n_channels, n_times), mean over training trials
     masks : bool array of shape (..., n_channels, n_times), True where the signal is replaced
@@ -127,7 +125,6 @@ def absent_predictions(
 
     Parameters
     ----------
-    predict : Predictor
     eeg : float32 array of shape (n, n_channels, n_times)
     absent : bool array of shape (n_sets, n_channels), True for electrodes that are taken off
 
@@ -162,12 +159,7 @@ def similarity(predicted: torch.Tensor, wanted: torch.Tensor, centred: bool) -> 
     Parameters
     ----------
     predicted : tensor of shape (..., n, d)
-    wanted : tensor of shape (n_gallery, d)
-    centred : bool
-
-    Returns
-    -------
-    tensor of shape (..., n, n_gallery)
+    wanted : tensor of shape (n_gallery, d); the result has the shape (..., n, n_gallery)
     """
     if centred:
         predicted = predicted - predicted.mean(-1, keepdim=True)
@@ -181,12 +173,8 @@ def margin(matrix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 
     Parameters
     ----------
-    matrix : tensor of shape (..., n, n_gallery)
+    matrix : tensor of shape (..., n, n_gallery); the result has the shape (..., n)
     own : long tensor of shape (n,), the right column of each row
-
-    Returns
-    -------
-    tensor of shape (..., n)
     """
     n_gallery = matrix.shape[-1]
     if n_gallery < 2:
@@ -227,7 +215,7 @@ def integrated_gradients(
 
     References
     ----------
-    Sundararajan, Taly & Yan (2017), ICML, PMLR 70:3319, eq. 1 and proposition 1.
+    Sundararajan et al. (2017), eq. 1 and proposition 1.
     """
     _check_epochs(eeg, baseline)
     if n_steps < 1:

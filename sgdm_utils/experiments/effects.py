@@ -42,8 +42,6 @@ def paired_effect(
         whose units must be independent.
     groups : array of shape (n,) or None
         Person of each row, for the nested interval; None where there are none.
-    rng : numpy.random.Generator
-    n_resamples, n_permutations : int
 
     Returns
     -------
@@ -75,13 +73,11 @@ def judge(effects: pd.DataFrame, placebos: pd.DataFrame, alpha: float = 0.05) ->
 
     Parameters
     ----------
-    effects : DataFrame
-        One row for each component and measure: `component`, `measure` and the columns of
-        `paired_effect`. All rows together are the family.
+    effects : DataFrame, the family
+        One row for each component and measure: `component`, `measure`, what `paired_effect` gives.
     placebos : DataFrame
         The same for runs in which nothing of importance was changed; each measure needs one.
-    alpha : float
-        Level of the corrected tests.
+    alpha : float, level of the corrected tests
 
     Returns
     -------
@@ -89,11 +85,6 @@ def judge(effects: pd.DataFrame, placebos: pd.DataFrame, alpha: float = 0.05) ->
         `effects` with `p_holm`, `noise` (the largest difference, without sign, of a placebo on this
         measure) and `finding`: "helps", "hurts" or "" for a difference that is not significant,
         has zero in its interval, or is no larger than `noise`.
-
-    Raises
-    ------
-    ValueError
-        When a measure has no placebo.
     """
     noise = placebos["difference"].abs().groupby(placebos["measure"]).max()
     if lost := sorted(set(effects["measure"]) - set(noise.index)):

@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import stats
 from sklearn.linear_model import RidgeCV
 
-from sgdm_utils.metrics.statistics import N_RESAMPLES, PermutationTest
+from sgdm_utils.metrics.statistics import N_RESAMPLES, PermutationTest, percentile_interval
 
 
 def noise_autocovariance(eeg: np.ndarray, condition: np.ndarray, floor: float = 0.01) -> np.ndarray:
@@ -91,11 +91,12 @@ class IdealDecoder:
     def explained(self, keep: np.ndarray) -> float:
         """Share of the target's variance that the best linear decoder of some samples explains.
 
-        Parameters
-        ----------
-        keep : bool array of shape (n_channels, n_times), the samples it sees
+        `keep`, bool of shape (n_channels, n_times), says which samples it sees.
         """
-        return 1 - self._left(self._precision(keep))
+        known = (self.readout**2).sum()
+        error = (self.readout * np.linalg.solve(self._precision(keep), self.readout)).sum()
+        # what remains: what the features do not hold, and noise
+        return 1 - float(1 - (known - error) / self.target_variance)
 
     def expected_losses(self, masks: np.ndarray) -> np.ndarray:
         """What the best decoder loses without some samples, being trained anew without them.
@@ -130,12 +131,6 @@ class IdealDecoder:
                 information += (p.T @ p) * (v @ np.linalg.solve(noise, v.T))
         information = self.root.T @ information @ self.root
         return np.eye(len(information)) + self.n_averaged * information
-
-    def _left(self, precision: np.ndarray) -> float:
-        """Share of the target's variance that remains: what the features do not hold, and noise."""
-        known = (self.readout**2).sum()
-        error = (self.readout * np.linalg.solve(precision, self.readout)).sum()
-        return float(1 - (known - error) / self.target_variance)
 
 
 def ideal_decoder(
@@ -235,13 +230,9 @@ def map_agreement(
 
 
 def bootstrap_agreement(
-    losses: np.ndarray,
-    expected: np.ndarray,
-    rng: np.random.Generator,
-    n_resamples: int = 2000,
-    level: float = 0.95,
+    losses: np.ndarray, expected: np.ndarray, rng: np.random.Generator, n_resamples: int = 2000
 ) -> tuple[float, float]:
-    """Percentile interval over pictures of the Spearman correlation of two maps.
+    """95 % percentile interval over pictures of the Spearman correlation of two maps.
 
     Parameters
     ----------
@@ -260,8 +251,7 @@ def bootstrap_agreement(
     counts = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
     maps = np.moveaxis(losses @ counts.T / n, -1, 0)
     rho = (_standard_ranks(maps) * _standard_ranks(expected[None])).sum((1, 2))
-    low, high = np.quantile(rho, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return percentile_interval(rho)
 
 
 def _standard_ranks(maps: np.ndarray) -> np.ndarray:

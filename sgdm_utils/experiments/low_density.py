@@ -101,8 +101,7 @@ def reduce_trials(white: np.ndarray, whitener: np.ndarray, chosen: np.ndarray) -
 
     Parameters
     ----------
-    white : array of shape (n_trials, n_channels, n_times), whitened
-    whitener : array of shape (n_channels, n_channels), the matrix that was applied
+    white : array of shape (n_trials, n_channels, n_times), by the matrix `whitener`
     chosen : int array of shape (n,)
 
     Returns

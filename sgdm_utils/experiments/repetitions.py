@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sgdm_utils.metrics.retrieval import rank_matrix
-from sgdm_utils.metrics.statistics import N_RESAMPLES
+from sgdm_utils.metrics.statistics import N_RESAMPLES, percentile_interval
 from sgdm_utils.signals.files import Averages
 from sgdm_utils.simulation.truth import pattern_correlation, template_retrieval
 
@@ -71,13 +71,12 @@ def repetition_curve(
     decoder : callable
         Averages to similarity of shape (n_items, n_gallery).
     counts : numbers of repetitions, each within the fewest that an item has
-    rng : numpy.random.Generator
     n_draws : int, random draws of the repetitions
 
     Returns
     -------
     int array of shape (n_counts, n_draws, n_items, n_gallery)
-        Rank of each gallery item (1 = best, ties get the worst), see `pixels.rank_matrix`. With
+        Rank of each gallery item (1 = best, ties get the worst), see `retrieval.rank_matrix`. With
         all repetitions the draws are the same.
     """
     ranks = []
@@ -137,10 +136,9 @@ def hits(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def curve_interval(
-    scores: np.ndarray, rng: np.random.Generator, n_resamples: int = N_RESAMPLES,
-    level: float = 0.95,
-) -> tuple[float, float]:  # fmt: skip
-    """Interval of a mean score over items and over the draws of the repetitions.
+    scores: np.ndarray, rng: np.random.Generator, n_resamples: int = N_RESAMPLES
+) -> tuple[float, float]:
+    """95 % interval of a mean score over items and over the draws of the repetitions.
 
     Each resample draws items with replacement and, for each of them, one of the draws of its
     repetitions: what other studies of this size, with other pictures and other trials, would
@@ -150,10 +148,6 @@ def curve_interval(
     ----------
     scores : array of shape (n_draws, n_items)
         Scores of one number of repetitions, averaged over subjects where there are several.
-
-    Returns
-    -------
-    low, high : float
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or scores.shape[1] < 2 or not np.isfinite(scores).all():
@@ -164,8 +158,7 @@ def curve_interval(
     means = scores[
         rng.integers(scores.shape[0], size=shape), rng.integers(scores.shape[1], size=shape)
     ].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return percentile_interval(means)
 
 
 def spearman_brown(reliability: ArrayLike, factor: ArrayLike) -> np.ndarray:
@@ -219,16 +212,8 @@ def split_half_pattern(
 def pattern_ceiling(reliability: float, half: int, counts: Sequence[int]) -> np.ndarray:
     """Highest correlation that a noise-free model can have with averages of k repetitions.
 
-    Parameters
-    ----------
-    reliability, half : from `split_half_pattern`
-    counts : numbers of repetitions
-
-    Returns
-    -------
-    float64 array of shape (n_counts,)
-        Square root of the reliability that Spearman and Brown predict for k repetitions; 0 where
-        nothing repeats.
+    The root of the reliability that Spearman and Brown predict from `split_half_pattern` for each
+    count, float64 (n_counts,); 0 where nothing repeats.
     """
     at_k = spearman_brown(max(reliability, 0.0), np.asarray(counts) / half)
     return np.sqrt(at_k)

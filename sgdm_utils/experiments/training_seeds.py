@@ -1,8 +1,9 @@
 """Scores of several training seeds side by side: how much is luck of the training?
 
 One seed gives one set of networks. Here the artifacts of all seeds of a study are read into one
-table with a row for each seed, condition, subject and picture; `variance` splits what varies in it,
-and `seed_comparisons` repeats on it, seed by seed, what notebook 06 tests.
+table with a row for each seed, condition, subject and picture; `variance` splits what varies in it.
+The comparisons that notebook 06 declares are repeated with each seed, and the mean of a score is
+asked how far it would move if one thing alone were drawn anew.
 
 A training seed stands for everything that is drawn in notebooks 02 to 06: initial weights, order of
 batches, noise of training and sampling, the partner whose EEG the shuffled conditions get, and what
@@ -10,17 +11,9 @@ is chosen on validation data because of all that.
 
 References
 ----------
-Bouthillier et al., MLSys (2021): sources of variation that a benchmark should draw anew.
-
-What of a result holds with another training seed, with other people, with other pictures?
-
-The comparisons that notebook 06 declares are repeated with each seed, and the mean of a score is
-asked how far it would move if one thing alone were drawn anew.
-
-References
-----------
-Searle, Casella & McCulloch, Variance Components (1992), ch. 4: the mean square of a factor estimates
-how the means of its levels vary, whatever else is held fixed.
+Bouthillier et al., MLSys (2021): sources of variation that a benchmark should draw anew. Searle,
+Casella & McCulloch, Variance Components (1992), ch. 4: the mean square of a factor estimates how
+the means of its levels vary, whatever else is held fixed.
 """
 
 from __future__ import annotations
@@ -131,7 +124,8 @@ def read_seeds(study: str, seeds: Sequence[int]) -> SeedRuns:
         _check_alike(seeds[0], parts[0], seed, part, other.notes["two_way"] == notes["two_way"])
     for (a, first), (b, second) in itertools.combinations(zip(seeds, parts, strict=True), 2):
         measured = list(notes["metrics"])
-        if np.array_equal(_sorted(first)[measured], _sorted(second)[measured], equal_nan=True):
+        one, two = (part.sort_values(KEYS[1:])[measured] for part in (first, second))
+        if np.array_equal(one, two, equal_nan=True):
             raise SeedsDifferError(
                 f"seeds {a} and {b} have the same scores to the last digit: one is a copy of the "
                 "other, or the seed reached no generator"
@@ -180,10 +174,8 @@ def map_overlap(structure: Artifact, data: Artifact, ids: Sequence[str]) -> pd.D
     true = np.load(data / "silhouettes.npy", mmap_mode="r")[row_of[list(ids)].to_numpy()] > 0
     table = pd.read_parquet(structure / "maps_test.parquet")
     maps = np.load(structure / "maps_test.npy", mmap_mode="r")
-    threshold, shift = (
-        structure.notes["iou_threshold"],
-        np.roll(np.arange(len(ids)), -(len(ids) // 2)),
-    )
+    threshold = structure.notes["iou_threshold"]
+    shift = np.roll(np.arange(len(ids)), -(len(ids) // 2))
     rows = []
     for subject, own in table.groupby("subject", sort=False):
         if own["image_id"].tolist() != list(ids):
@@ -247,10 +239,6 @@ def _check_alike(
             f"{', '.join(sorted(set(first) ^ set(second))) or 'another two-way CLIP'}. Run "
             "notebook 06 again for both"
         )
-
-
-def _sorted(scores: pd.DataFrame) -> pd.DataFrame:
-    return scores.sort_values(KEYS[1:], ignore_index=True)
 
 
 def _listed(seeds: Iterable[int]) -> str:
@@ -320,7 +308,7 @@ def compare_by_seed(
 
 
 def moved_by(
-    scores: pd.DataFrame, value: str, factor: str, levels: int | None = None, level: float = 0.95
+    scores: pd.DataFrame, value: str, factor: str, levels: int | None = None
 ) -> tuple[float, float, float]:
     """How far would the mean move, if this factor alone were drawn anew? One standard deviation.
 
@@ -330,11 +318,11 @@ def moved_by(
     factor : 'seed', 'subject' or 'item'
     levels : int, of the factor in the mean that is meant; by default as many as there are. With
         factor 'seed' and levels 1: how far a study with one seed moves
-    level : float, coverage of the interval
 
     Returns
     -------
-    deviation, low, high : float; NaN when the factor has one level, from which nobody can know
+    deviation, low, high : float, with the ends of a 95 % interval; NaN when the factor has one
+        level, from which nobody can know
 
     Notes
     -----
@@ -350,5 +338,5 @@ def moved_by(
     if n < 2:
         return math.nan, math.nan, math.nan
     deviation = float(means.std(ddof=1)) / math.sqrt(n if levels is None else levels)
-    low, high = stats.chi2.ppf([(1 + level) / 2, (1 - level) / 2], n - 1)
+    low, high = stats.chi2.ppf([(1 + 0.95) / 2, (1 - 0.95) / 2], n - 1)
     return deviation, deviation * math.sqrt((n - 1) / low), deviation * math.sqrt((n - 1) / high)

@@ -14,9 +14,8 @@ References
 ----------
 Searle, Casella & McCulloch, Variance Components (1992), ch. 4: expected mean squares of balanced
 crossed designs and the resulting estimators. Weerahandi, J. Am. Stat. Assoc. 88, 899 (1993):
-intervals from simulated mean squares. Owen, Ann. Appl. Stat. 1, 386 (2007): resampling of crossed
-data. Brennan, Generalizability Theory (2001), ch. 4: variance of a mean over other numbers of
-levels.
+intervals from simulated mean squares. Brennan, Generalizability Theory (2001), ch. 4: variance of a
+mean over other numbers of levels.
 """
 
 from __future__ import annotations
@@ -24,31 +23,28 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.metrics.statistics import N_RESAMPLES
+from sgdm_utils.metrics.statistics import N_RESAMPLES, percentile_interval
 
 FACTORS = ("seed", "subject", "item")
 RESIDUAL = "residual"
 Effect = tuple[int, ...]  # axes of the table
-_CHUNK_ELEMENTS = 2_000_000  # scores held at once, 16 MB
 
 
 class VarianceError(ValueError):
     """The scores do not form a table in which the variance can be split."""
 
 
-def score_table(scores: pd.DataFrame, value: str, factors: Sequence[str] = FACTORS) -> np.ndarray:
+def score_table(scores: pd.DataFrame, value: str) -> np.ndarray:
     """Bring long scores into a table with one axis for each factor.
 
     Parameters
     ----------
-    scores : DataFrame with a column for each factor and the column `value`, one row per cell
+    scores : DataFrame with the columns `FACTORS` and `value`, one row per cell
     value : str, the score
-    factors : names of the columns, in the order of the axes
 
     Returns
     -------
@@ -59,7 +55,7 @@ def score_table(scores: pd.DataFrame, value: str, factors: Sequence[str] = FACTO
     VarianceError
         A missing column, a cell that is missing, doubled or no number: which one, and what to do.
     """
-    factors = list(factors)
+    factors = list(FACTORS)
     missing = [c for c in (*factors, value) if c not in scores]
     if missing:
         raise VarianceError(
@@ -70,15 +66,15 @@ def score_table(scores: pd.DataFrame, value: str, factors: Sequence[str] = FACTO
     if len(doubled):
         raise VarianceError(
             f"{len(doubled)} rows are a second score of the same cell, the first "
-            f"{_cell(factors, doubled[factors].iloc[0])}: average over samples, or take one "
-            "condition and one model at a time"
+            f"{_cell(doubled[factors].iloc[0])}: average over samples, or take one condition and "
+            "one model at a time"
         )
     levels = [sorted(scores[f].unique()) for f in factors]
     cells = scores.set_index(factors)[value]
     table = cells.reindex(pd.MultiIndex.from_product(levels, names=factors))
     bad = table[~np.isfinite(table.to_numpy(np.float64, na_value=np.nan))]
     if len(bad) or not len(table):
-        where = _cell(factors, bad.index[0]) if len(bad) else "all of them"
+        where = _cell(bad.index[0]) if len(bad) else "all of them"
         raise VarianceError(
             f"{value}: {len(bad)} of {len(table)} cells of the table are missing or no finite "
             f"number, the first {where}. The split needs every item of every subject with "
@@ -99,7 +95,19 @@ def mean_squares(table: np.ndarray) -> dict[Effect, tuple[float, int]]:
     dict of the axes of an effect to (mean square, degrees of freedom); the effect of all axes
     together is the residual, since there is one score in each cell
     """
-    return {e: (float(ms[0]), df) for e, (ms, df) in _mean_squares(table[None]).items()}
+    deviation: dict[Effect, np.ndarray] = {(): table.mean(keepdims=True)}
+    found = {}
+    for effect in _effects(table.ndim):
+        others = tuple(a for a in range(table.ndim) if a not in effect)
+        part = table.mean(axis=others, keepdims=True)
+        for lower, values in deviation.items():  # what smaller effects explain
+            if set(lower) < set(effect):
+                part = part - values
+        deviation[effect] = part
+        df = math.prod(table.shape[a] - 1 for a in effect)
+        repeats = math.prod(table.shape[a] for a in others)
+        found[effect] = (float((part**2).sum() * repeats / df), df)
+    return found
 
 
 def components_of(
@@ -124,28 +132,19 @@ def components_of(
 
 
 def variance_components(
-    scores: pd.DataFrame,
-    value: str,
-    rng: np.random.Generator,
-    factors: Sequence[str] = FACTORS,
-    n_resamples: int = N_RESAMPLES,
-    level: float = 0.95,
-    interval: Literal["mean squares", "items"] = "mean squares",
+    scores: pd.DataFrame, value: str, rng: np.random.Generator, n_resamples: int = N_RESAMPLES
 ) -> pd.DataFrame:
     """Split the variance of a score into seed, subject, item, their interactions and the rest.
 
+    The 95 % interval is the parametric bootstrap: every mean square is divided by a drawn
+    chi-square over its degrees of freedom, the components are computed from the draws. It is honest
+    about three seeds (two degrees of freedom), and assumes normal effects.
+
     Parameters
     ----------
-    scores, value, factors : see `score_table`
+    scores, value : see `score_table`
     rng : numpy.random.Generator
     n_resamples : int, draws of the interval
-    level : float, coverage of the interval
-    interval : 'mean squares' or 'items'
-        'mean squares' is the parametric bootstrap: every mean square is divided by a drawn
-        chi-square over its degrees of freedom, the components are computed from the draws. It is
-        honest about three seeds (two degrees of freedom), and assumes normal effects. 'items' draws
-        the levels of the last factor with replacement and assumes nothing, but holds seeds and
-        subjects as they are: it cannot say how well their variance is known.
 
     Returns
     -------
@@ -158,35 +157,32 @@ def variance_components(
         levels : int, of the factors of the component, multiplied
         note : str, '' or what one level of a factor leaves unknown or mixed up
     """
-    if interval not in ("mean squares", "items"):
-        raise ValueError(f"interval {interval!r}: expected 'mean squares' or 'items'")
-    table = score_table(scores, value, factors)
-    shape, factors = table.shape, tuple(factors)
+    table = score_table(scores, value)
+    shape = table.shape
     active = [a for a, n in enumerate(shape) if n > 1]
     if not active:
         raise VarianceError(f"{value}: one single score has no variance")
-    if interval == "items" and active[-1] != table.ndim - 1:
-        raise VarianceError(f"{value}: one {factors[-1]} only, there is nothing to draw from")
-    reduced = table.reshape([shape[a] for a in active])
-    estimate, draws = _draw(reduced, rng, n_resamples, interval)
+    squares = mean_squares(table.reshape([shape[a] for a in active]))
     # back from axes of the table without its single levels to axes of the table
-    estimate = {tuple(active[a] for a in e): v for e, v in estimate.items()}
-    draws = {tuple(active[a] for a in e): v for e, v in draws.items()}
+    squares = {tuple(active[a] for a in e): v for e, v in squares.items()}
+    estimate = components_of({e: ms for e, (ms, _) in squares.items()}, shape)
+    drawn = {e: ms * df / rng.chisquare(df, size=n_resamples) for e, (ms, df) in squares.items()}
+    draws = components_of(drawn, shape)
     total = sum(max(v, 0.0) for v in estimate.values())
     rows = []
     for effect in _effects(table.ndim):
         whole = tuple(active) if len(effect) == table.ndim else effect  # the residual
         known = whole in estimate and (len(effect) == table.ndim or effect != tuple(active))
-        name = RESIDUAL if len(effect) == table.ndim else ":".join(factors[a] for a in effect)
+        name = RESIDUAL if len(effect) == table.ndim else ":".join(FACTORS[a] for a in effect)
         row = {"component": name, "variance": math.nan, "ci_low": math.nan, "ci_high": math.nan}
         row |= {"share": math.nan, "levels": math.prod(shape[a] for a in effect), "note": ""}
         if known:
-            low, high = np.quantile(draws[whole], [(1 - level) / 2, (1 + level) / 2])
+            low, high = percentile_interval(draws[whole])
             row |= {"variance": float(estimate[whole])}
-            row |= {"ci_low": max(float(low), 0.0), "ci_high": max(float(high), 0.0)}
+            row |= {"ci_low": max(low, 0.0), "ci_high": max(high, 0.0)}
             row["share"] = max(row["variance"], 0.0) / total if total else math.nan
         if len(active) < table.ndim:
-            single = [factors[a] for a in range(table.ndim) if a not in active]
+            single = [FACTORS[a] for a in range(table.ndim) if a not in active]
             row["note"] = _why(name, single, known)
         rows.append(row)
     return pd.DataFrame(rows)
@@ -221,47 +217,6 @@ def standard_error_of_mean(components: pd.DataFrame, **levels: int) -> float:
     return float(np.sqrt(variance))
 
 
-def _draw(
-    table: np.ndarray, rng: np.random.Generator, n_resamples: int, interval: str
-) -> tuple[dict[Effect, float], dict[Effect, np.ndarray]]:
-    """Components of a table and draws of them."""
-    squares = mean_squares(table)
-    estimate = components_of({e: ms for e, (ms, _) in squares.items()}, table.shape)
-    if interval == "mean squares":
-        drawn = {
-            e: ms * df / rng.chisquare(df, size=n_resamples) for e, (ms, df) in squares.items()
-        }
-        return estimate, components_of(drawn, table.shape)
-    n, parts = table.shape[-1], []
-    step = max(1, _CHUNK_ELEMENTS // table.size)
-    for start in range(0, n_resamples, step):
-        items = rng.integers(n, size=(min(step, n_resamples - start), n))
-        resampled = np.moveaxis(table[..., items], -2, 0)
-        again = {e: ms for e, (ms, _) in _mean_squares(resampled).items()}
-        parts.append(components_of(again, table.shape))
-    return estimate, {e: np.concatenate([part[e] for part in parts]) for e in estimate}
-
-
-def _mean_squares(tables: np.ndarray) -> dict[Effect, tuple[np.ndarray, int]]:
-    """Mean squares of many tables of the same shape, one for each index of the first axis."""
-    shape = tables.shape[1:]
-    deviation: dict[Effect, np.ndarray] = {
-        (): tables.mean(tuple(range(1, tables.ndim)), keepdims=True)
-    }
-    found = {}
-    for effect in _effects(len(shape)):
-        others = [a for a in range(len(shape)) if a not in effect]
-        part = tables.mean(axis=tuple(a + 1 for a in others), keepdims=True)
-        for lower, values in deviation.items():  # what smaller effects explain
-            if set(lower) < set(effect):
-                part = part - values
-        deviation[effect] = part
-        df = math.prod(shape[a] - 1 for a in effect)
-        repeats = math.prod(shape[a] for a in others)
-        found[effect] = ((part**2).reshape(len(tables), -1).sum(1) * repeats / df, df)
-    return found
-
-
 def _effects(n_axes: int) -> list[Effect]:
     """All effects, main effects first, the residual last."""
     sizes = range(1, n_axes + 1)
@@ -278,6 +233,5 @@ def _why(name: str, single: Sequence[str], known: bool) -> str:
     return f"{one}: holds its interactions with {' and '.join(single)}, too"
 
 
-def _cell(factors: Sequence[str], where: Sequence[object]) -> str:
-    where = where if isinstance(where, tuple | list | pd.Series) else (where,)
-    return ", ".join(f"{f} {v}" for f, v in zip(factors, where, strict=True))
+def _cell(where: Sequence[object]) -> str:
+    return ", ".join(f"{f} {v}" for f, v in zip(FACTORS, where, strict=True))

@@ -183,66 +183,6 @@ def explorer(data: Mapping[str, object]) -> Markup:
     return _parts().explorer(data)
 
 
-def write_page(
-    path: Path,
-    title: str,
-    headline: str,
-    facts: Sequence[str],
-    sections: Sequence[tuple[str, str, str]],
-    sprites: Iterable[Sprite],
-    footer: str,
-    limit_mb: float = 6.0,
-) -> float:
-    """Write the page, whole or not at all.
-
-    Parameters
-    ----------
-    path : Path
-    title, headline : str
-    facts : short sentences below the headline
-    sections : (id, heading, content); content that is no markup is escaped
-    sprites : every sprite that a cell uses
-    footer : str
-    limit_mb : float, refuse a page above that size
-
-    Returns
-    -------
-    float
-        Size in units of 1e6 bytes.
-
-    Raises
-    ------
-    ReportError
-        When the page would be larger than `limit_mb`, or two sprites share a name.
-    """
-    sprites = list(sprites)
-    names = [s.name for s in sprites]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise ReportError(f"two sprites are called {', '.join(twice)}")
-    page = _templates().get_template("page.html")
-    text = page.render(
-        title=title,
-        headline=headline,
-        facts=facts,
-        sections=sections,
-        sprites=sprites,
-        footer=footer,
-        style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
-        script=Markup((ASSETS / "report.js").read_text(encoding="utf-8")),
-    )
-    content = text.encode("utf-8")
-    size = len(content) / 1e6
-    if size > limit_mb:
-        raise ReportError(
-            f"the page would be {size:.1f} MB, more than {limit_mb:g}: show fewer items in the "
-            "explorer, lower the quality of its pictures, or raise the limit"
-        )
-    with atomic_file(Path(path)) as part:
-        part.write_bytes(content)
-    return size
-
-
 class Page:
     """The page while a notebook fills it: figures, then sections, then the sentences at its head.
 
@@ -255,7 +195,7 @@ class Page:
 
     Attributes
     ----------
-    sections : list of (id, heading, content)
+    sections : list of (id, heading, content); content that is no markup is escaped
 
     Examples
     --------
@@ -308,17 +248,46 @@ class Page:
     def write(
         self, headline: str, facts: Sequence[str], footer: str, sprites: Iterable[Sprite] = ()
     ) -> float:
-        """Write the page and return its size in megabytes, see `write_page`."""
-        return write_page(
-            self.path,
-            self.title,
-            headline,
-            facts,
-            self.sections,
-            sprites,
-            footer,
-            self._limit_mb,
-        )
+        """Write the page, whole or not at all.
+
+        Parameters
+        ----------
+        headline : str
+        facts : short sentences below the headline
+        footer : str
+        sprites : every sprite that a cell uses
+
+        Returns
+        -------
+        float
+            Size in units of 1e6 bytes.
+
+        Raises
+        ------
+        ReportError
+            When the page would be larger than `limit_mb`, or two sprites share a name.
+        """
+        sprites = list(sprites)
+        names = [s.name for s in sprites]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ReportError(f"two sprites are called {', '.join(twice)}")
+        text = _templates().get_template("page.html").render(
+            title=self.title, headline=headline, facts=facts, sections=self.sections,
+            sprites=sprites, footer=footer,
+            style=Markup((ASSETS / "report.css").read_text(encoding="utf-8")),
+            script=Markup((ASSETS / "report.js").read_text(encoding="utf-8")),
+        )  # fmt: skip
+        content = text.encode("utf-8")
+        size = len(content) / 1e6
+        if size > self._limit_mb:
+            raise ReportError(
+                f"the page would be {size:.1f} MB, more than {self._limit_mb:g}: show fewer items "
+                "in the explorer, lower the quality of its pictures, or raise the limit"
+            )
+        with atomic_file(self.path) as part:
+            part.write_bytes(content)
+        return size
 
     def _png(self, name: str) -> Path:
         return self.folder / "figures" / f"{name}.png"

@@ -3,9 +3,7 @@
 Chance is always drawn, conditions keep their colour everywhere, maps are perceptually uniform. Plot
 functions draw and return nothing; the notebook calls `plt.show()`.
 
-Many small scalp maps at once, as pictures.
-
-MNE draws one good map; a page with hundreds of them needs a cheaper way.
+MNE draws one good scalp map; for a page with hundreds of them there is `scalp_images`.
 """
 
 from __future__ import annotations
@@ -167,13 +165,9 @@ def spectra(raws: Mapping[str, mne.io.BaseRaw]) -> None:
     _, axes = plt.subplots(1, len(raws), figsize=(10, 2.6), sharey=True, squeeze=False)
     for ax, (name, raw) in zip(axes[0], raws.items(), strict=True):
         fmax = min(80.0, raw.info["sfreq"] / 2)
+        n_fft = 2048 if raw.n_times > 2048 else 512
         psd = raw.compute_psd(
-            "welch",
-            fmin=0.3,
-            fmax=fmax,
-            n_fft=2048 if raw.n_times > 2048 else 512,
-            picks="eeg",
-            verbose="error",
+            "welch", fmin=0.3, fmax=fmax, n_fft=n_fft, picks="eeg", verbose="error"
         )
         power = 10 * np.log10(psd.get_data() * 1e12 + 1e-6)
         ax.plot(psd.freqs, power.T, color=COLOURS["eeg"], alpha=0.25, linewidth=0.6)
@@ -220,12 +214,18 @@ def evoked(
         limit = np.abs(average.data).max() * 1e6
         for topo, t in zip(axes[1:], moments, strict=True):
             values = average.data[:, np.abs(times - t).argmin()] * 1e6
-            mne.viz.plot_topomap(
-                values, info, axes=topo, show=False, cmap="RdBu_r", vlim=(-limit, limit), contours=0
-            )
-            topo.set_title(f"{t * 1000:.0f} ms")
+            draw_topography(topo, values, info, limit, t)
     ax.axvline(0, color="#BBBBBB", linewidth=0.8)
     ax.set(xlabel="time from onset (ms)", ylabel=unit, title=f"average of {n_trials} trials")
+
+
+def draw_topography(
+    ax: plt.Axes, values: np.ndarray, info: mne.Info, limit: float, time_s: float
+) -> None:
+    """A scalp map of one moment, the same colours for -limit to limit on all maps of a figure."""
+    style = {"cmap": "RdBu_r", "vlim": (-limit, limit), "contours": 0}
+    mne.viz.plot_topomap(values, info, axes=ax, show=False, **style)
+    ax.set_title(f"{time_s * 1000:.0f} ms")
 
 
 def ceiling_maps(
@@ -282,18 +282,9 @@ def retrieval_bars(table: pd.DataFrame, metrics: Sequence[str]) -> None:
         for i, key in enumerate(keys):
             rows = here[(here["model"] == key[0]) & (here["condition"] == key[1])]
             x = np.arange(len(subjects)) + (i - (len(keys) - 1) / 2) * 0.2
-            error = np.abs(rows[["ci_low", "ci_high"]].to_numpy() - rows[["value"]].to_numpy()).T
             label = f"{key[0]}, {key[1].replace('_', ' ')}"
-            ax.bar(
-                x,
-                rows["value"],
-                0.19,
-                yerr=error,
-                color=colours[key],
-                label=label,
-                ecolor="#444444",
-                error_kw={"linewidth": 1},
-            )
+            style = {"color": colours[key], "ecolor": "#444444", "error_kw": {"linewidth": 1}}
+            ax.bar(x, rows["value"], 0.19, yerr=_errors(rows), label=label, **style)
         draw_chance(ax, here["chance"].iloc[0])
         ax.set_xticks(range(len(subjects)), subjects)
         ax.set(title=f"{metric}, gallery of {int(here['n'].iloc[0])}", ylim=(0, 1.05))
@@ -307,14 +298,18 @@ def paired_bars(table: pd.DataFrame, metric: str, conditions: Sequence[str]) -> 
     for i, condition in enumerate(conditions):
         rows = table[(table["metric"] == metric) & (table["condition"] == condition)]
         x = i + np.linspace(-0.25, 0.25, len(rows)) * (len(rows) > 1)
-        error = np.abs(rows[["ci_low", "ci_high"]].to_numpy() - rows[["value"]].to_numpy()).T
         colour = COLOURS.get(condition, COLOURS["seen"])
-        ax.errorbar(x, rows["value"], yerr=error, fmt="o", color=colour, capsize=2)
+        ax.errorbar(x, rows["value"], yerr=_errors(rows), fmt="o", color=colour, capsize=2)
         ax.hlines(rows["value"].mean(), i - 0.35, i + 0.35, color=colour, linewidth=2, alpha=0.4)
     ax.set_xticks(range(len(conditions)), [c.replace("_", " ") for c in conditions])
     n = int(table.loc[table["metric"] == metric, "n"].iloc[0])
     ax.set(ylabel=metric, title=f"points: subjects, n = {n} pictures each, 95 % interval")
     ax.set_ylim(bottom=0)
+
+
+def _errors(rows: pd.DataFrame) -> np.ndarray:
+    """Distances of both ends of the intervals from the values, (2, n)."""
+    return np.abs(rows[["ci_low", "ci_high"]].to_numpy() - rows[["value"]].to_numpy()).T
 
 
 def scalp_images(

@@ -6,6 +6,8 @@ computed; a test compares it with the tables.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from sgdm_utils.metrics import tables
@@ -73,22 +75,15 @@ def results(study: str = "demo") -> str:
     lines.append(f"| *chance* | {shown} |")
     found = table("retrieval")
     top = found[(found["metric"] == "top1") & (found["condition"] == "eeg")]
-    parts = []
-    for model, label in (
-        ("sgdm", "EEG encoder"),
-        ("ridge", "ridge regression"),
-        ("ideal", "ideal decoder"),
-    ):
-        here = top[top["model"] == model].sort_values("subject")
-        if len(here):
-            parts.append(f"{label} {', '.join(f'{v:.2f}' for v in here['value'])}")
+    models = {"sgdm": "EEG encoder", "ridge": "ridge regression", "ideal": "ideal decoder"}
     chance = top["chance"].iloc[0]
     gallery = int(top["n"].iloc[0])
     lines += [
         "",
         f"Simulated recording, {top['subject'].nunique()} subjects, n = {n} (subject, picture) pairs at "
         f"most, seed {seed}, 95 % bootstrap intervals. Finding the seen "
-        f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): {'; '.join(parts)}.",
+        f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): "
+        f"{_by_person(top, models)}.",
     ]
     if (folder / "forward.csv").is_file():
         lines += ["", _forward_sentence(table("forward"))]
@@ -116,20 +111,28 @@ def results(study: str = "demo") -> str:
     return "\n".join(lines)
 
 
+def _by_person(rows: pd.DataFrame, models: Mapping[str, str]) -> str:
+    """Each model's value for each person."""
+    parts = []
+    for model, label in models.items():
+        values = rows[rows["model"] == model].sort_values("subject")["value"]
+        if len(values):
+            parts.append(f"{label} {', '.join(f'{v:.2f}' for v in values)}")
+    return "; ".join(parts)
+
+
 def _forward_sentence(found: pd.DataFrame) -> str:
     """What the forward model of 24 finds among the same pictures, each person's top-1."""
     top = found[(found["metric"] == "top1") & (found["condition"] == "eeg")]
-    parts = []
-    for model, label in (
-        ("forward", "as it is"),
-        ("forward_repaired", "with bad electrodes repaired in each trial"),
-        ("ideal_full_noise", "a decoder that knows every noise-free answer"),
-    ):
-        here = top[top["model"] == model].sort_values("subject")
-        parts.append(f"{label} {', '.join(f'{v:.2f}' for v in here['value'])}")
+    models = {
+        "forward": "as it is",
+        "forward_repaired": "with bad electrodes repaired in each trial",
+        "ideal_full_noise": "a decoder that knows every noise-free answer",
+    }
     return (
         "The other way round, a linear *forward model* asked which picture explains the EEG (`24_forward_model`, no "
-        f"network): {'; '.join(parts)}. A first, blind look found less for one person; the notebook says why."
+        f"network): {_by_person(top, models)}. A first, blind look found less for one person; the "
+        "notebook says why."
     )
 
 

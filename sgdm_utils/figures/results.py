@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import to_rgb
 
-from sgdm_utils.figures.panels import COLOURS, draw_chance
+from sgdm_utils.figures.panels import COLOURS, draw_chance, draw_topography
 
 #: What a reader is told that a condition is, in the order of all figures and tables.
 CONDITIONS = {
@@ -239,15 +239,8 @@ def mosaic(
             (detail, 0.17, small),
         ):
             ax.text(left - 0.18, y + 0.5 + shift, text, ha="right", va="center", **style)
-        ax.text(
-            end,
-            y + 0.5,
-            notes.get(label, ""),
-            va="center",
-            fontsize=9.5,
-            color=tint,
-            linespacing=1.2,
-        )
+        note = {"va": "center", "fontsize": 9.5, "color": tint, "linespacing": 1.2}
+        ax.text(end, y + 0.5, notes.get(label, ""), **note)
         for i, picture in enumerate(pictures):
             x = left + i * step
             ax.imshow(picture, extent=(x, x + 1, y + 1, y), interpolation="nearest", aspect="auto")
@@ -312,10 +305,7 @@ def reliability_and_maps(
     limit = np.abs(evoked_uv).max()
     for ax, moment in zip(axes[2:], moments_s, strict=False):
         values = evoked_uv[:, np.abs(times - moment).argmin()]
-        mne.viz.plot_topomap(
-            values, info, axes=ax, show=False, cmap="RdBu_r", vlim=(-limit, limit), contours=0
-        )
-        ax.set_title(f"{moment * 1000:.0f} ms")
+        draw_topography(ax, values, info, limit, moment)
         axes[1].axvline(moment * 1000, color="#999999", linewidth=0.7, linestyle=":")
     for ax in axes[:2]:
         ax.axvline(0, color="#BBBBBB", linewidth=0.8)
@@ -329,12 +319,8 @@ def runtime_bars(table: pd.DataFrame) -> None:
         axes, ("wall_s", "peak_rss_mb"), (60, 1000), ("minutes", "peak memory, GB"), strict=True
     ):
         for y, notebook in enumerate(notebooks):
-            value = (
-                table[(table["model"] == notebook) & (table["metric"] == metric)][
-                    "value"
-                ].to_numpy()
-                / scale
-            )
+            rows = table[(table["model"] == notebook) & (table["metric"] == metric)]
+            value = rows["value"].to_numpy() / scale
             if metric == "wall_s":
                 start = np.concatenate([[0], np.cumsum(value)[:-1]])
                 ax.barh(y, value, left=start, color=COLOURS["eeg"], edgecolor="white", height=0.62)

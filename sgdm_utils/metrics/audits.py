@@ -5,15 +5,9 @@ that was obtained, how many things were looked at, a verdict. With `strict` it r
 `AuditError` that names the items, so that a notebook fails. To see the table first, collect findings
 with `strict=False`, show `as_table` and call `enforce`.
 
-Here: hubness (is one gallery item everybody's answer?) and the transduction label. Reconstructions
-that all look alike are in `collapse`, copies of training pictures in `memorisation`, leaks of the
-test into training in `leakage`.
-
-References
-----------
-Radovanovic et al., JMLR 11, 2487 (2010): k-occurrence and its skewness.
-
-Do all reconstructions look alike?
+Here: hubness (is one gallery item everybody's answer?), collapse (do all reconstructions look
+alike?) and the transduction label. Copies of training pictures are in `memorisation`, leaks of the
+test into training in `datasets.leakage`.
 
 A generator that knows nothing of the EEG can still give one good picture, or a few in turn. Two
 statistics tell: how different the reconstructions are from each other, and in how many ways they
@@ -21,7 +15,8 @@ vary, both beside the pictures that were seen.
 
 References
 ----------
-Gao et al., bioRxiv 214262 (2017): participation ratio as the dimension of a set of responses.
+Radovanovic et al., JMLR 11, 2487 (2010): k-occurrence and its skewness. Gao et al., bioRxiv 214262
+(2017): participation ratio as the dimension of a set of responses.
 """
 
 from __future__ import annotations
@@ -227,7 +222,7 @@ def _random_occurrence(
 
 
 def _skewness(counts: np.ndarray) -> np.ndarray:
-    """Skewness of each row; 0 for an even gallery, as in `pixels.hubness_skewness`."""
+    """Skewness of each row; 0 for an even gallery, as in `retrieval.hubness_skewness`."""
     even = np.ptp(counts, axis=1) == 0
     safe = np.where(even[:, None], np.arange(counts.shape[1]), counts)
     return np.where(even, 0.0, skew(safe, axis=1))
@@ -342,18 +337,10 @@ def audit_dimension(
 
 
 def participation_ratio(responses: ArrayLike) -> float:
-    """Effective dimension of a set of vectors: squared trace of the covariance over its squared norm.
+    """Effective dimension of vectors (n, ...): squared trace over squared norm of the covariance.
 
     With eigenvalues l of the covariance it is (sum l) ** 2 / sum l ** 2: d for a cloud that is
-    equally wide in d directions, 1 on a line, 0 for a point.
-
-    Parameters
-    ----------
-    responses : array of shape (n, ...), one vector per item
-
-    References
-    ----------
-    Gao et al. (2017), eq. for the participation ratio.
+    equally wide in d directions, 1 on a line, 0 for a point (Gao et al. 2017).
     """
     flat = np.asarray(responses, dtype=np.float64).reshape(len(responses), -1)
     return _participation(flat @ flat.T)

@@ -76,30 +76,30 @@ class FeatureMetric(SuiteMetric):
         blocks = [self.pred_features] if torch.is_tensor(self.pred_features) else self.pred_features
         return blocks, targets
 
-    def _similarity(self, needed: int = 1) -> tuple[np.ndarray, int]:
-        """Correlation of each sample with each target, (n * n_samples, n), and n_samples."""
+    def _similarity(self, needed: int = 1) -> tuple[np.ndarray, np.ndarray, int]:
+        """Correlation of samples with targets, (n * n_samples, n), their own targets, n_samples."""
         blocks, targets = self._pairs(needed)
         rows = [correlation_matrix(block.flatten(0, 1), targets) for block in blocks]
-        return np.concatenate(rows), blocks[0].shape[1]
+        n_samples = blocks[0].shape[1]
+        return np.concatenate(rows), np.repeat(np.arange(len(targets)), n_samples), n_samples
 
 
 class TwoWay(FeatureMetric):
-    """Two-way identification as `pixels.two_way_identification`: ties fail, chance is 1/2."""
+    """Two-way identification as `retrieval.two_way_identification`: ties fail, chance is 1/2."""
 
     higher_is_better = True
 
     def _result(self) -> Result:
-        similarity, n_samples = self._similarity(2)
+        similarity, own, n_samples = self._similarity(2)
         n = similarity.shape[1]
-        ranks = retrieval_ranks(similarity, np.repeat(np.arange(n), n_samples))
-        return _summary((n - ranks) / (n - 1), n_samples, 0.5)
+        return _summary((n - retrieval_ranks(similarity, own)) / (n - 1), n_samples, 0.5)
 
 
 class NWayTopK(FeatureMetric):
     """Is the target among the k most similar of itself and n_way - 1 random other targets?
 
-    The exact expectation over all draws, `pixels.n_way_accuracy`. It identifies by correlation of
-    features, as the two-way score does, not by the classes that a classifier sees.
+    The exact expectation over all draws, `retrieval.n_way_accuracy`. It identifies by correlation
+    of features, as the two-way score does, not by the classes that a classifier sees.
     """
 
     higher_is_better = True
@@ -117,10 +117,9 @@ class NWayTopK(FeatureMetric):
         self.n_way, self.k = n_way, k
 
     def _result(self) -> Result:
-        similarity, n_samples = self._similarity(self.n_way)
-        n = similarity.shape[1]
-        ranks = retrieval_ranks(similarity, np.repeat(np.arange(n), n_samples))
-        scores = n_way_accuracy(ranks, n, self.n_way, self.k)
+        similarity, own, n_samples = self._similarity(self.n_way)
+        ranks = retrieval_ranks(similarity, own)
+        scores = n_way_accuracy(ranks, similarity.shape[1], self.n_way, self.k)
         return _summary(scores, n_samples, self.k / self.n_way)
 
 
@@ -130,9 +129,8 @@ class CorrelationDistance(FeatureMetric):
     higher_is_better = False
 
     def _result(self) -> Result:
-        similarity, n_samples = self._similarity()
-        own = np.repeat(np.arange(similarity.shape[1]), n_samples)
-        scores = 1 - similarity[np.arange(len(similarity)), own]
+        similarity, own, n_samples = self._similarity()
+        scores = 1 - similarity[np.arange(len(own)), own]
         return _summary(scores, n_samples, float(1 - similarity.mean()))
 
 

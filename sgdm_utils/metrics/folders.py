@@ -4,10 +4,8 @@ Files are paired by name (`sgdm_utils.metrics.pairs`). One network is in memory 
 are read when their turn comes, and what is finished is kept beside the table: a second run computes
 only what is missing, and everything anew when a picture changed.
 
-Results of metrics in a file, with what they were computed from, so that a run can be resumed.
-
-The file is JSON: digests of the pictures, and for each finished metric the digest of its weights, the
-precision, the value, and the score of every picture in the order of the sorted stems.
+The file of finished results is JSON: digests of the pictures, and for each metric the digest of its
+weights, the precision, the value, and the score of every picture in the order of the sorted stems.
 """
 
 from __future__ import annotations
@@ -26,14 +24,13 @@ from tqdm.auto import tqdm
 
 from sgdm_utils.decoding.clip import weights_digest
 from sgdm_utils.errors import DatasetError, WeightsNotAvailable
-from sgdm_utils.metrics import pixels as metrics_pixels
 from sgdm_utils.metrics import tables
 from sgdm_utils.metrics.classes import Result, TooFewPictures
 from sgdm_utils.metrics.features import extract
-from sgdm_utils.metrics.networks import TRUNKS, Precision, Trunk, find_weights
+from sgdm_utils.metrics.networks import Precision, Trunk, find_weights
 from sgdm_utils.metrics.pairs import Pair, PictureFolderError, pair_folders, read_rgb
+from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, TRUNKS
 from sgdm_utils.metrics.suite import (
-    LPIPS_GROUPS,
     NO_CAPTIONS,
     NO_WEIGHTS,
     MetricSpec,
@@ -290,10 +287,7 @@ def _made_with(
     path = weights_of(group, weights)
     if group == "pixels":
         return facts
-    if group in LPIPS_GROUPS:
-        path = metrics_pixels.find_trunk_weights(LPIPS_GROUPS[group], path)
-    else:
-        path = find_weights(TRUNKS[group], path)
+    path = find_weights((TRUNKS | LPIPS_TRUNKS)[group], path)
     return facts | {"weights": digest_file(path), "precision": precision}
 
 

@@ -110,7 +110,8 @@ def pixel_nearness(
     mean = sets[2].mean(0)
 
     def smoothed(x: torch.Tensor) -> list[torch.Tensor]:
-        return [x, *(_blurred(x, b) for b in BLURS), *(mean + c * (x - mean) for c in CONTRASTS)]
+        filtered = (gaussian_filter(x.numpy(), (0, 0, b, b), mode="nearest") for b in BLURS)
+        return [x, *map(torch.from_numpy, filtered), *(mean + c * (x - mean) for c in CONTRASTS)]
 
     return _nearness(
         name, distances, smoothed, sets, ids, train_ids, rng, n_reference, n_neighbours
@@ -260,11 +261,6 @@ def _reduce(pictures: np.ndarray, name: str) -> torch.Tensor:
         part = torch.from_numpy(np.array(pictures[start : start + 256]))
         parts.append(adaptive_avg_pool2d(part.permute(0, 3, 1, 2).float() / 255, side))
     return torch.cat(parts) if parts else torch.empty(0, 3, side, side)
-
-
-def _blurred(pictures: torch.Tensor, sigma: float) -> torch.Tensor:
-    blurred = gaussian_filter(pictures.numpy(), (0, 0, sigma, sigma), mode="nearest")
-    return torch.from_numpy(blurred)
 
 
 def _shifted(queries: torch.Tensor, known: torch.Tensor, shift: int) -> np.ndarray:

@@ -3,15 +3,10 @@
 `TRUNKS` says which layers there are; `load_trunk` builds one from a path, from a folder, or from the
 cache in which torch and open_clip keep their downloads. Nothing is ever downloaded here; a missing
 file is `errors.WeightsNotAvailable`.
-
-Files of pretrained weights: where they are on this machine, and what is in them.
-
-Nothing is downloaded. Use it through `sgdm_utils.metrics.networks`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import zipfile
 from collections.abc import Callable, Sequence
@@ -23,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sgdm_utils.errors import WeightsNotAvailable
-from sgdm_utils.metrics.pixels import PROTOCOL_SIZE, _resize
+from sgdm_utils.metrics.pixels import PROTOCOL_SIZE, resized
 from sgdm_utils.metrics.protocol import (
     CLIP_MEAN,
     CLIP_STD,
@@ -50,7 +45,6 @@ class Trunk(nn.Module):
         bfloat16 runs the layers that torch deems safe in 16 bits. It is faster where the hardware
         multiplies such numbers, and moves features by per cents: never compare scores across
         precisions.
-    weights : Path, optional, the file the network was loaded from
     text : callable, optional, list of captions -> features of the same space
     """
 
@@ -62,13 +56,12 @@ class Trunk(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         precision: Precision = "float32",
-        weights: Path | None = None,
         text: Callable[[nn.Module, list[str]], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision {precision!r} is unknown, expected float32 or bfloat16")
-        self.name, self.size, self.precision, self.weights = name, size, precision, weights
+        self.name, self.size, self.precision = name, size, precision
         self.network = network.eval().requires_grad_(False)
         self._text = text
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -102,8 +95,8 @@ class Trunk(nn.Module):
         """
         x = pictures.to(self.device, torch.float32)
         # in two steps, as the protocol says: everything passes through 256 x 256
-        x = (_resize(_resize(x, PROTOCOL_SIZE), self.size) - self.mean) / self.std
-        with self._autocast():
+        x = (resized(resized(x, PROTOCOL_SIZE), self.size) - self.mean) / self.std
+        with autocast(self.device, self.precision):
             features = self.network(x)
         if isinstance(features, dict):
             (features,) = features.values()
@@ -114,13 +107,13 @@ class Trunk(nn.Module):
         """Features of captions, float32 of shape (n, n_features); only a CLIP has them."""
         if self._text is None:
             raise ValueError(f"{self.name} sees pictures only: a text score needs a CLIP model")
-        with self._autocast():
+        with autocast(self.device, self.precision):
             return self._text(self.network, list(captions)).float()
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a network computes with this precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def load_trunk(
@@ -164,16 +157,11 @@ def load_trunk(
         network, encode_text = _ImageTower(network), _encode_text
     elif spec.text:
         network = network.visual
-    trunk = Trunk(spec.name, network, spec.size, spec.mean, spec.std, precision, path, encode_text)
+    trunk = Trunk(spec.name, network, spec.size, spec.mean, spec.std, precision, encode_text)
     return trunk.to(device)
 
 
-def clip_trunk(
-    model: nn.Module,
-    name: str,
-    precision: Precision = "float32",
-    weights: Path | None = None,
-) -> Trunk:
+def clip_trunk(model: nn.Module, name: str, precision: Precision = "float32") -> Trunk:
     """A CLIP of this study's own as a trunk, the stand-in where published weights are missing.
 
     Parameters
@@ -188,9 +176,7 @@ def clip_trunk(
     size = size if isinstance(size, int) else size[0]
     if precision == "bfloat16":
         model = _in_16_bits(copy.deepcopy(model))  # the caller's own stays as it is
-    return Trunk(
-        name, _ImageTower(model), size, CLIP_MEAN, CLIP_STD, precision, weights, _encode_text
-    )
+    return Trunk(name, _ImageTower(model), size, CLIP_MEAN, CLIP_STD, precision, _encode_text)
 
 
 def _in_16_bits(network: nn.Module) -> nn.Module:
@@ -290,8 +276,17 @@ def find_weights(spec: TrunkSpec, weights: str | Path | None = None) -> Path:
         looked.append(Path("~/.cache/clip").expanduser())
     for folder in looked:
         for name in (spec.file, f"{spec.file.split('.')[0]}.safetensors"):
-            if (folder / name).is_file():
-                return _checked(folder / name, spec)
+            path = folder / name
+            if not path.is_file():
+                continue
+            # publishers' files carry the beginning of their SHA-256: half a download is refused
+            published = spec.sha256 if name == spec.file else ""
+            if published and not (digest := digest_file(path)).startswith(published):
+                raise ValueError(
+                    f"{path} is damaged (SHA-256 {digest[:8]}..., published {published[:8]}...): "
+                    f"remove it and fetch {spec.url} again"
+                )
+            return path
     if spec.hub:
         from huggingface_hub import try_to_load_from_cache
 
@@ -313,7 +308,10 @@ def read_state(path: Path, spec: TrunkSpec) -> dict[str, Any]:
     ValueError
         No state dict, a damaged file, or a program.
     """
-    program = _is_torchscript(path)
+    program = False
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            program = any("/code/" in name for name in archive.namelist())
     # OpenAI's file is one; it is run only where it is known to be that
     if program and digest_file(path) != spec.sha256:
         raise ValueError(
@@ -334,25 +332,6 @@ def read_state(path: Path, spec: TrunkSpec) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict")
     return state.get("state_dict", state)
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
-def _checked(path: Path, spec: TrunkSpec) -> Path:
-    """Refuse half a download: the publishers' files carry the beginning of their SHA-256."""
-    if path.name == spec.file and spec.sha256:
-        digest = digest_file(path)
-        if not digest.startswith(spec.sha256):
-            raise ValueError(
-                f"{path} is damaged (SHA-256 {digest[:8]}..., published {spec.sha256[:8]}...): "
-                f"remove it and fetch {spec.url} again"
-            )
-    return path
 
 
 def _catalogued(file: str) -> str:

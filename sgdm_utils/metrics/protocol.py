@@ -82,6 +82,20 @@ _ALEXNET = {
     "build": _torchvision("alexnet"), "unused": ("classifier.",),
 }  # fmt: skip
 
+#: The trunks of LPIPS v0.1, whole layers of which it compares; its package brings the heads.
+LPIPS_TRUNKS = {
+    "lpips_alex": TrunkSpec(name="lpips_alex", layer="", **_ALEXNET),
+    "lpips_vgg": TrunkSpec(
+        name="lpips_vgg",
+        size=256,
+        layer="",
+        file="vgg16-397923af.pth",
+        url=f"{_DOWNLOADS}vgg16-397923af.pth",
+        sha256="397923af",
+        build=_torchvision("vgg16"),
+    ),
+}
+
 #: The layers of the agreed protocol, by name.
 TRUNKS: dict[str, TrunkSpec] = {
     spec.name: spec

@@ -155,18 +155,9 @@ def _count_at_least(scores: np.ndarray) -> np.ndarray:
 
 
 def derangement(n: int, rng: np.random.Generator) -> np.ndarray:
-    """For each of n items another one, each taken once: nobody keeps their own.
+    """For each of n items another one, int (n,), each taken once: nobody keeps their own.
 
     The shuffled control: everything but the pairing of EEG and picture stays.
-
-    Returns
-    -------
-    int array of shape (n,)
-
-    Raises
-    ------
-    ValueError
-        For fewer than two items, which cannot be exchanged.
     """
     if n < 2:
         raise ValueError(f"{n} item(s) cannot be exchanged: at least two are needed")

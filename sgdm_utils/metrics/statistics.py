@@ -3,23 +3,18 @@
 Nothing here assumes a distribution. Randomness comes from the generator that is handed in, so the
 same seed gives the same interval. All draws are vectorised, in chunks of bounded memory.
 
+A comparison that is "not shown" says something only when a difference of interesting size would
+have been found. The power is that of the paired t-test, which the sign-flip test of
+`paired_permutation_test` equals for all but very few items or heavy tails; the floor that a
+permutation test has, where few items allow few sign patterns, is taken into account.
+
 References
 ----------
 Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 8 and 13: nested resampling and
 percentile interval. Phipson & Smyth, Stat. Appl. Genet. Mol. Biol. 9, 39 (2010): a p-value from
-random permutations is never 0. Holm, Scand. J. Statist. 6, 65 (1979).
-
-What could this many items have shown? The smallest paired difference a test would have found.
-
-A comparison that is "not shown" says something only when a difference of interesting size would
-have been found. The numbers are those of the paired t-test, which the sign-flip test of
-`statistics.paired_permutation_test` equals for all but very few items or heavy tails; the floor
-that a permutation test has, where few items allow few sign patterns, is taken into account.
-
-References
-----------
-Cohen, Statistical Power Analysis for the Behavioral Sciences (1988), ch. 2: power of the paired
-t-test from the noncentral t distribution. Holm, Scand. J. Statist. 6, 65 (1979).
+random permutations is never 0. Holm, Scand. J. Statist. 6, 65 (1979). Cohen, Statistical Power
+Analysis for the Behavioral Sciences (1988), ch. 2: power of the paired t-test from the noncentral
+t distribution.
 """
 
 from __future__ import annotations
@@ -86,7 +81,7 @@ def bootstrap_interval(
     Returns
     -------
     low, high : float
-        Equal when all values are equal: for a rate of 0 or 1 see `chance_interval` instead.
+        Equal when all values are equal, as those of a rate of 0 or 1 are.
 
     Raises
     ------
@@ -115,7 +110,12 @@ def bootstrap_interval(
     means = np.concatenate(
         [_nested_means(parts, count, rng) for count in _chunks(n_resamples, len(values))]
     )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return percentile_interval(means, level)
+
+
+def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Ends of the interval that leaves (1 - level) / 2 of the draws on either side."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -215,14 +215,6 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(stepped, 1.0)
     return adjusted
-
-
-def chance_interval(n: int, chance: float, level: float = 0.95) -> tuple[float, float]:
-    """Range of hit rates that `n` independent guesses with probability `chance` give."""
-    if n < 1 or not 0 <= chance <= 1 or not 0 < level < 1:
-        raise ValueError(f"need n >= 1, chance in [0, 1], level in (0, 1): {n}, {chance}, {level}")
-    low, high = stats.binom.interval(level, n, chance)
-    return float(low / n), float(high / n)
 
 
 def _nested_means(parts: list[np.ndarray], count: int, rng: np.random.Generator) -> np.ndarray:

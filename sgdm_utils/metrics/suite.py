@@ -25,17 +25,15 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from sgdm_utils.errors import WeightsNotAvailable
-from sgdm_utils.metrics import pixels, tables
+from sgdm_utils.metrics import tables
 from sgdm_utils.metrics.classes import (
     LPIPS,
     MSE,
     SSIM,
-    PictureMetric,
     PixCorr,
     Result,
     SuiteMetric,
     TooFewPictures,
-    check_batch,
 )
 from sgdm_utils.metrics.features import (
     FID,
@@ -45,23 +43,13 @@ from sgdm_utils.metrics.features import (
     FeatureMetric,
     NWayTopK,
     TwoWay,
-    correlation_matrix,
-    extract,
 )
-from sgdm_utils.metrics.networks import TRUNKS, Precision, Trunk, load_trunk
-
-__all__ = [
-    "FID", "KID", "LPIPS", "MSE", "METRICS", "NO_WEIGHTS", "SSIM", "CLIPText",
-    "CorrelationDistance", "FeatureMetric", "LPIPS_GROUPS", "MetricSpec", "NO_CAPTIONS", "NWayTopK", "PictureMetric", "PixCorr",
-    "Result", "Suite", "SuiteMetric", "TooFewPictures", "TwoWay", "check_batch",
-    "correlation_matrix", "extract", "full_suite", "load_group", "result_row", "row_name", "select_metrics",
-    "weights_of",
-]  # fmt: skip
+from sgdm_utils.metrics.networks import Precision, Trunk, load_trunk
+from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, TRUNKS
 
 NO_WEIGHTS = "weights not available"
 NO_CAPTIONS = "no captions given"
 N_WAY = 50
-LPIPS_GROUPS = {"lpips_alex": "alex", "lpips_vgg": "vgg"}
 
 Weights = Mapping[str, str | Path] | str | Path | None
 
@@ -244,7 +232,7 @@ def select_metrics(
     """
     specs = list(METRICS)
     for name, trunk in (substitutes or {}).items():
-        if name in TRUNKS or name in LPIPS_GROUPS or name == "pixels":
+        if name in {*TRUNKS, *LPIPS_TRUNKS, "pixels"}:
             raise ValueError(f"a substitute cannot be called {name}: that is a published network")
         specs += _identification(name)
         specs.append(MetricSpec(f"correlation_distance_{name}", name, CorrelationDistance))
@@ -262,18 +250,14 @@ def select_metrics(
 def weights_of(group: str, weights: Weights) -> str | Path | None:
     """Where the weights of a group are to be looked for first."""
     if isinstance(weights, Mapping):
-        unknown = sorted(weights.keys() - TRUNKS.keys() - LPIPS_GROUPS.keys())
+        unknown = sorted(weights.keys() - TRUNKS.keys() - LPIPS_TRUNKS.keys())
         if unknown:
-            known = ", ".join([*TRUNKS, *LPIPS_GROUPS])
+            known = ", ".join([*TRUNKS, *LPIPS_TRUNKS])
             raise ValueError(f"weights of {', '.join(unknown)}: there is no such trunk; {known}")
         return weights.get(group)
     if weights is not None and not Path(weights).is_dir():
         raise FileNotFoundError(f"weights: there is no folder {weights}")
-    if weights is None or group not in LPIPS_GROUPS:
-        return weights
-    file = Path(weights) / pixels.LPIPS_CACHE_FILES[LPIPS_GROUPS[group]]
-    there = [p for p in (file, file.with_suffix(".safetensors")) if p.is_file()]
-    return there[0] if there else None
+    return weights
 
 
 def load_group(
@@ -292,8 +276,8 @@ def load_group(
     path = weights_of(group, weights)
     if group == "pixels":
         return None
-    if group in LPIPS_GROUPS:
-        return LPIPS(LPIPS_GROUPS[group], path, precision).to(device)
+    if group in LPIPS_TRUNKS:
+        return LPIPS(group.removeprefix("lpips_"), path, precision).to(device)
     return load_trunk(group, path, device, precision, text)
 
 

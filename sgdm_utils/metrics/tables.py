@@ -4,11 +4,8 @@ Numbers are written with a fixed count of significant digits and rows in the ord
 same seed gives the same bytes. A number that could not be measured leaves its cell empty and says
 why in the metric's name, for example ``lpips_alex (weights not available)``.
 
-Tables that hold the rows of several training seeds: a new run replaces its own seed only.
-
-Each run of a notebook knows the rows of one seed. Written to the report as they are, the last seed
-would stand for all; here its rows take the place of the earlier rows of the same study and seed,
-and the rows of other seeds stay.
+Each run of a notebook knows the rows of one seed. They take the place of the earlier rows of the
+same study and seed, and the rows of other seeds stay: the last seed must not stand for all.
 """
 
 from __future__ import annotations
@@ -32,19 +29,8 @@ from sgdm_utils.workflow.atomic import atomic_file
 TEXT_COLUMNS = ("study", "subject", "model", "condition", "metric")
 FLOAT_COLUMNS = ("value", "ci_low", "ci_high", "chance", "p_value")
 COLUMNS = (
-    "study",
-    "subject",
-    "seed",
-    "model",
-    "condition",
-    "metric",
-    "value",
-    "ci_low",
-    "ci_high",
-    "n",
-    "chance",
-    "p_value",
-    "transductive",
+    *("study", "subject", "seed", "model", "condition", "metric"),
+    *("value", "ci_low", "ci_high", "n", "chance", "p_value", "transductive"),
 )
 KEY = COLUMNS[:6]
 SIGNIFICANT_DIGITS = 6
@@ -276,12 +262,10 @@ def replace_seeds(old: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
 
     Parameters
     ----------
-    old : DataFrame or None
-        With the columns of `new`, among them `study` and `seed`; None or empty where there is
-        nothing yet.
-    new : DataFrame
-        Rows of one or several (study, seed). A missing seed is a seed of its own: rows that depend
-        on no training seed replace rows that depend on none.
+    old : DataFrame with the columns of `new`; None or empty where there is nothing yet
+    new : DataFrame with rows of one or several (`study`, `seed`)
+        A missing seed is a seed of its own: rows that depend on no training seed replace rows that
+        depend on none.
 
     Returns
     -------
@@ -318,17 +302,10 @@ def replace_seeds(old: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def merge_seeds(target: str | Path, *sources: str | Path | Iterable[Mapping[str, object]]) -> Path:
-    """Write the rows of one or more runs into a table in the form of `tables`.
+    """Write runs into a table in the form of `COLUMNS`; rows of other seeds that it holds stay.
 
-    Parameters
-    ----------
-    target : path of the CSV; rows of other seeds that it holds stay
-    *sources : tables (paths), or rows from `tables.make_row`
-        Later ones replace rows of the same study and seed in earlier ones.
-
-    Returns
-    -------
-    Path, of the target, which was replaced whole or not at all
+    Each source, the path of a table or rows from `make_row`, replaces rows of the same study and
+    seed in those before it.
 
     Raises
     ------
@@ -351,21 +328,9 @@ def publish_table(
 ) -> Path:
     """Put what one run found into a table of the report; rows of other seeds stay.
 
-    Parameters
-    ----------
-    target : path of the CSV
-    rows : DataFrame, or rows from `make_row`, or the path of a table of those
-        A DataFrame may have columns of its own, among them `study` and `seed`; everything else is
-        a table in the form of `COLUMNS` and checked as such, see `merge_seeds`.
-
-    Returns
-    -------
-    Path, of the target, which was replaced whole or not at all
-
-    Raises
-    ------
-    TableError, FileNotFoundError
-        Something is wrong with the target or a row; the target stays as it was.
+    A DataFrame may have columns of its own, among them `study` and `seed`; everything else (rows
+    from `make_row`, the path of a table of those) goes through `merge_seeds`, which names the
+    errors.
     """
     target = Path(target)
     if not isinstance(rows, pd.DataFrame):

@@ -25,7 +25,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sgdm_utils.metrics import folders, networks, pixels, suite
+from sgdm_utils.metrics import folders, networks, suite
+from sgdm_utils.metrics.protocol import LPIPS_TRUNKS
 from sgdm_utils.workflow import machine, paths
 from sgdm_utils.workflow.atomic import atomic_file
 
@@ -62,7 +63,7 @@ def write_weights(folder: Path) -> Path:
         f"features.{n}": torch.randn(s) * (2 / max(1, s[1:].numel())) ** 0.5
         for n, s in shapes.items()
     }
-    save_file(kept, folder / pixels.LPIPS_CACHE_FILES["vgg"].replace(".pth", ".safetensors"))
+    save_file(kept, folder / LPIPS_TRUNKS["lpips_vgg"].file.replace(".pth", ".safetensors"))
     return folder
 
 

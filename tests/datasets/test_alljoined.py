@@ -178,6 +178,11 @@ def read(root: Path, form: str = "alljoined_edf", subjects=("sub-01", "sub-02"),
     return forms.tables(root, form, subjects, **{"sessions": [1, 2]} | options)
 
 
+def refuses(message: str, root: Path, form: str = "alljoined_edf", subjects=("sub-01",), **options):
+    with pytest.raises(DatasetError, match=message):
+        read(root, form, subjects, **options)
+
+
 # ------------------------------------------------------------------------- what is good: EDF
 
 
@@ -258,8 +263,7 @@ def test_a_block_that_was_never_recorded_may_be_missing(study):
     shutil.rmtree(block_file(study, 1, 2, 6).parent)
     table = experiment(1)
     gone = (table["session"] == 2) & (table["block_id"] == 6)
-    with pytest.raises(DatasetError, match="10 rows of session 2, block 6, and no such folder"):
-        read(study, subjects=["sub-01"])
+    refuses("10 rows of session 2, block 6, and no such folder", study)
     table.assign(dropped=table["dropped"] | gone).to_parquet(table_file(study, 1))
     assert len(read(study, subjects=["sub-01"]).events) == 7 * 9
 
@@ -271,8 +275,7 @@ def test_without_block_id_blocks_are_counted_through_the_partition(study, whole)
         read(study, subjects=["sub-01"]).events, read(whole, subjects=["sub-01"]).events
     )
     shutil.rmtree(block_file(study, 1, 2, 6).parent)
-    with pytest.raises(DatasetError, match=r"no marker for row \d+ of .*experiment_metadata"):
-        read(study, subjects=["sub-01"])
+    refuses(r"no marker for row \d+ of .*experiment_metadata", study)
 
 
 def test_markers_that_name_no_picture_are_matched_by_count(study):
@@ -280,8 +283,7 @@ def test_markers_that_name_no_picture_are_matched_by_count(study):
     for block in (*TEST_BLOCKS, *TRAINING_BLOCKS):
         markers = [(t, m.split(",")[0]) for t, m in block_markers(table, 1, block)]
         write_edf(block_file(study, 1, 1, block), samples_of(1, 1, block), markers)
-    with pytest.raises(DatasetError, match=r"10 stimulus markers, .* has 9 pictures"):
-        read(study, subjects=["sub-01"], sessions=[1])
+    refuses(r"10 stimulus markers, .* has 9 pictures", study, sessions=[1])
     table.assign(dropped=table["partition"] == "oddball").to_parquet(table_file(study, 1))
     found = read(study, subjects=["sub-01"], sessions=[1])
     assert len(found.events) == 40
@@ -307,8 +309,7 @@ def test_the_authors_own_pictures_or_none_do_as_well(study):
     found = read(study, subjects=["sub-01"])
     assert set(found.images["stim_file"]) == {f"images/{i}.jpg" for i in concepts.index}
     file.unlink()
-    with pytest.raises(DatasetError, match=rf"{file.name} is missing \(1 pictures are\)"):
-        read(study, subjects=["sub-01"])
+    refuses(rf"{file.name} is missing \(1 pictures are\)", study)
 
 
 # ------------------------------------------------------------------------- what is good: flat
@@ -424,8 +425,7 @@ def test_sub_06_is_moved_when_the_markers_say_so(study):
     # as the table is listed, they do not fit, and nobody else's table is moved
     shutil.move(study / "raw_eeg/sub-06", study / "raw_eeg/sub-07")
     shutil.move(study / "preprocessed_eeg/sub-06", study / "preprocessed_eeg/sub-07")
-    with pytest.raises(DatasetError, match=r"marker \d+ of 60 .*does not list after row"):
-        read(study, subjects=["sub-07"], sessions=[4])
+    refuses(r"marker \d+ of 60 .*does not list after row", study, subjects=["sub-07"], sessions=[4])
 
 
 def flat_06(study: Path, table: pd.DataFrame, **options):
@@ -473,13 +473,9 @@ def renamed(old: str, new: str) -> list[str]:
 def test_a_truncated_file_is_named(study):
     file = block_file(study, 1, 1, 1)
     file.write_bytes(file.read_bytes()[:-5000])
-    with pytest.raises(
-        DatasetError, match=r"Block 1 Recording.* was truncated: \d+ bytes, its header"
-    ):
-        read(study, subjects=["sub-01"])
+    refuses(r"Block 1 Recording.* was truncated: \d+ bytes, its header", study)
     file.write_bytes(b"<html>not found</html>" * 40)
-    with pytest.raises(DatasetError, match="no header of an EDF file"):
-        read(study, subjects=["sub-01"])
+    refuses("no header of an EDF file", study)
 
 
 @pytest.mark.parametrize(
@@ -492,17 +488,14 @@ def test_a_truncated_file_is_named(study):
 )
 def test_a_renamed_channel_is_named(study, old, new, message):
     rewrite(study, names=renamed(old, new))
-    with pytest.raises(DatasetError, match=message):
-        read(study, subjects=["sub-01"])
+    refuses(message, study)
 
 
 def test_another_number_of_channels_or_another_rate_is_named(study):
-    with pytest.raises(DatasetError, match="32 EEG channels, 63 are asked for"):
-        read(study, n_channels=63)
+    refuses("32 EEG channels, 63 are asked for", study, n_channels=63)
     data = samples_of(1, 1, 1)[:, : SECONDS * 128]
     write_edf(block_file(study, 1, 1, 1), data, block_markers(experiment(1), 1, 1), rate=128)
-    with pytest.raises(DatasetError, match=r"sampled at 128 Hz, Alljoined-1\.6M at 256 Hz"):
-        read(study, subjects=["sub-01"])
+    refuses(r"sampled at 128 Hz, Alljoined-1\.6M at 256 Hz", study)
 
 
 def test_microvolts_taken_for_volts_and_flat_channels_are_named(study):
@@ -517,10 +510,6 @@ def test_microvolts_taken_for_volts_and_flat_channels_are_named(study):
         forms.read_raw(row, study)
 
 
-def lose(markers):
-    return markers[:3] + markers[4:]
-
-
 def exchange(markers):
     picture = [m.split(",")[1] for _, m in markers]
     i = next(i for i in range(8) if picture[i] != picture[i + 1])
@@ -528,37 +517,23 @@ def exchange(markers):
     return [*markers[:i], (t, n), (u, m), *markers[i + 2 :]]
 
 
-def invent(markers):
-    return [*markers, (6.7, "stim_test,16543,-1,60"), (6.8, "stim_test,16543,-1,61")]
-
-
-def double(markers):
-    return [*markers, (markers[3][0], "stim_test,16541,-1,50")]
-
-
-def other_partition(markers):
-    return [(t, m.replace("stim_test", "stim_train")) for t, m in markers]
-
-
-def silence(markers):
-    return markers[-1:]
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lose, r"Block 1 Rec.*no marker for row 3 of .*not dropped"),
+        (lambda m: m[:3] + m[4:], r"Block 1 Rec.*no marker for row 3 of .*not dropped"),
         (exchange, r"Block 1 Rec.*(does not list after row|no marker for row)"),
-        (invent, r"Block 1 Rec.*marker 1[01] of 12 \(at 6\.[78]00 s\) shows picture 16543"),
-        (double, r"Block 1 Rec.*two markers at sample 640"),
-        (other_partition, r"marker 0 is of the partition train, .* under test"),
-        (silence, r"no annotation that matches \.\*stim"),
+        (lambda m: [*m, (6.7, "stim_test,16543,-1,60"), (6.8, "stim_test,16543,-1,61")],
+         r"Block 1 Rec.*marker 1[01] of 12 \(at 6\.[78]00 s\) shows picture 16543"),
+        (lambda m: [*m, (m[3][0], "stim_test,16541,-1,50")],
+         r"Block 1 Rec.*two markers at sample 640"),
+        (lambda m: [(t, text.replace("stim_test", "stim_train")) for t, text in m],
+         r"marker 0 is of the partition train, .* under test"),
+        (lambda m: m[-1:], r"no annotation that matches \.\*stim"),
     ],
-)
+)  # fmt: skip
 def test_markers_that_do_not_fit_are_named(study, spoil, message):
     rewrite(study, spoil(block_markers(experiment(1), 1, 1)))
-    with pytest.raises(DatasetError, match=message):
-        read(study, subjects=["sub-01"])
+    refuses(message, study)
 
 
 def test_a_marker_written_twice_counts_once(study, whole):
@@ -572,38 +547,29 @@ def test_a_marker_written_twice_counts_once(study, whole):
 def test_another_persons_or_blocks_recording_is_refused(study):
     one, two = block_file(study, 1, 1, 1), block_file(study, 1, 1, 2)
     shutil.copy(two, one)
-    with pytest.raises(DatasetError, match=r"block_01.*(does not list|no marker for row)"):
-        read(study, subjects=["sub-01"])
+    refuses(r"block_01.*(does not list|no marker for row)", study)
 
 
 def test_a_copy_under_another_name_is_refused(study):
     experiment(1).assign(subject=3).to_parquet(table_file(study, 3))
     shutil.copytree(study / "raw_eeg" / "sub-01", study / "raw_eeg" / "sub-03")
-    with pytest.raises(DatasetError, match=r"sub-03.* and .*sub-01.* hold the same signal"):
-        read(study, subjects=["sub-01", "sub-03"])
+    refuses(r"sub-03.* and .*sub-01.* hold the same signal", study, subjects=["sub-01", "sub-03"])
 
 
 def test_missing_parts_are_named(study):
     with pytest.raises(DatasetError, match="no rows of session 3; leave it out"):
         forms.tables(study, "alljoined_edf", ["sub-01"])  # all four by default
-    with pytest.raises(DatasetError, match=r"sub-05: none of experiment_metadata\.parquet"):
-        read(study, subjects=["sub-05"])
-    with pytest.raises(DatasetError, match="sub-01 is listed twice"):
-        read(study, subjects=["sub-01", "1"])
-    with pytest.raises(DatasetError, match="subject 'sub-anna': Alljoined-1.6M numbers them"):
-        read(study, subjects=["sub-anna"])
-    with pytest.raises(DatasetError, match="alljoined_edf, alljoined_flat, not 'alljoined'"):
-        read(study, "alljoined")
+    refuses(r"sub-05: none of experiment_metadata\.parquet", study, subjects=["sub-05"])
+    refuses("sub-01 is listed twice", study, subjects=["sub-01", "1"])
+    refuses("subject 'sub-anna': Alljoined-1.6M numbers them", study, subjects=["sub-anna"])
+    refuses("alljoined_edf, alljoined_flat, not 'alljoined'", study, "alljoined")
     block = block_file(study, 1, 1, 1)
     shutil.copy(block, block.with_name("second.edf"))
-    with pytest.raises(DatasetError, match="block_01: 2 EDF files"):
-        read(study, subjects=["sub-01"])
+    refuses("block_01: 2 EDF files", study)
     shutil.rmtree(block.parent)
-    with pytest.raises(DatasetError, match=r"10 rows of session 1, block 1, and no such folder"):
-        read(study, subjects=["sub-01"])
+    refuses(r"10 rows of session 1, block 1, and no such folder", study)
     shutil.rmtree(block.parents[1])
-    with pytest.raises(DatasetError, match="session_01 is missing: fetch session 1"):
-        read(study, subjects=["sub-01"])
+    refuses("session_01 is missing: fetch session 1", study)
 
 
 @pytest.mark.parametrize(
@@ -627,14 +593,12 @@ def test_missing_parts_are_named(study):
 )
 def test_a_wrong_table_is_named(study, spoil, message):
     spoil(experiment(1)).to_parquet(table_file(study, 1))
-    with pytest.raises(DatasetError, match=message):
-        read(study, subjects=["sub-01"])
+    refuses(message, study)
 
 
 def test_a_file_that_is_no_parquet_is_named(study):
     table_file(study, 1).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(DatasetError, match=r"metadata\.parquet is no parquet table"):
-        read(study, subjects=["sub-01"])
+    refuses(r"metadata\.parquet is no parquet table", study)
 
 
 def test_pictures_of_another_set_are_refused(study):
@@ -647,24 +611,19 @@ def test_pictures_of_another_set_are_refused(study):
     assert "not compared" not in str(read(study, subjects=["sub-01"]).notes)
     # one picture too many at the front shifts all numbers
     (study / "image_set/training_images/00001_aardvark/aardvark_00a.jpg").touch()
-    with pytest.raises(
-        DatasetError, match=r"picture 00010 is 'abacus' there and 'aardvark' in image_set"
-    ):
-        read(study, subjects=["sub-01"])
+    refuses(r"picture 00010 is 'abacus' there and 'aardvark' in image_set", study)
 
 
 def test_a_picture_that_the_image_set_lacks_is_named(study):
     shutil.rmtree(study / "image_set/training_images/00002_abacus")
-    with pytest.raises(DatasetError, match=r"train event \d+ shows training_images number 1[1-9]"):
-        read(study, subjects=["sub-01"])
+    refuses(r"train event \d+ shows training_images number 1[1-9]", study)
 
 
 def test_a_picture_in_the_wrong_partition_is_named(study):
     table = experiment(1)
     table["image_path"] = table["image_path"].str.replace("/165", "/105")
     table.to_parquet(table_file(study, 1))
-    with pytest.raises(DatasetError, match=r"picture 105\d\d is listed as test"):
-        read(study, "alljoined_flat", ["sub-01"])
+    refuses(r"picture 105\d\d is listed as test", study, "alljoined_flat")
 
 
 # -------------------------------------------------------------------------- what is bad: flat
@@ -674,12 +633,10 @@ def test_flat_trials_that_do_not_fit_the_table_are_counted(study):
     table = experiment(1)
     table.loc[0, "dropped"] = True
     table.to_parquet(table_file(study, 1))
-    with pytest.raises(DatasetError, match=r"test_flat\.npy holds 36 trials, .* has 35 pictures"):
-        read(study, "alljoined_flat", ["sub-01"])
+    refuses(r"test_flat\.npy holds 36 trials, .* has 35 pictures", study, "alljoined_flat")
     table_file(study, 1).unlink()
     experiment(1, dropped=False).to_parquet(table_file(study, 1, "stim_order.parquet"))
-    with pytest.raises(DatasetError, match=r"has 40 pictures .*fetch experiment_metadata\.parquet"):
-        read(study, "alljoined_flat", ["sub-01"])
+    refuses(r"has 40 pictures .*fetch experiment_metadata\.parquet", study, "alljoined_flat")
 
 
 @pytest.mark.parametrize(
@@ -692,23 +649,19 @@ def test_flat_trials_that_do_not_fit_the_table_are_counted(study):
 )
 def test_flat_shapes_that_contradict_each_other_are_named(study, changes, message):
     write_flat(study, 1, experiment(1), **changes)
-    with pytest.raises(DatasetError, match=r"preprocessed_eeg_training_flat\.npy: .*" + message):
-        read(study, "alljoined_flat", ["sub-01"])
+    refuses(r"preprocessed_eeg_training_flat\.npy: .*" + message, study, "alljoined_flat")
 
 
 def test_a_missing_truncated_or_foreign_flat_file_is_named(study):
     path = table_file(study, 1, "preprocessed_eeg_training_flat.npy")
     with path.open("wb") as out:
         pickle.dump({"eeg": np.zeros((3, 32, 250))}, out)
-    with pytest.raises(DatasetError, match="no key 'preprocessed_eeg_data'; there is 'eeg'"):
-        read(study, "alljoined_flat", ["sub-01"])
+    refuses("no key 'preprocessed_eeg_data'; there is 'eeg'", study, "alljoined_flat")
     write_flat(study, 1, experiment(1))
     path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(DatasetError, match="training_flat.npy is truncated"):
-        read(study, "alljoined_flat", ["sub-01"])
+    refuses("training_flat.npy is truncated", study, "alljoined_flat")
     path.unlink()
-    with pytest.raises(DatasetError, match="training_flat.npy is missing: fetch preprocessed_eeg"):
-        read(study, "alljoined_flat", ["sub-01"])
+    refuses("training_flat.npy is missing: fetch preprocessed_eeg", study, "alljoined_flat")
 
 
 class _Malicious:
@@ -733,5 +686,9 @@ def test_a_flat_file_copied_under_another_subject_is_refused(study):
     for file in ("training", "test"):
         name = f"preprocessed_eeg_{file}_flat.npy"
         shutil.copy(table_file(study, 2, name), table_file(study, 3, name))
-    with pytest.raises(DatasetError, match=r"sub-03.* and .*sub-02.* hold the same signal"):
-        read(study, "alljoined_flat", ["sub-02", "sub-03"])
+    refuses(
+        r"sub-03.* and .*sub-02.* hold the same signal",
+        study,
+        "alljoined_flat",
+        ["sub-02", "sub-03"],
+    )

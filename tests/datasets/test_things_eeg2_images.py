@@ -100,40 +100,26 @@ def lose_pictures(root):
         path.unlink()
 
 
-def lose_folder(root):
-    shutil.rmtree(root / "image_set" / "test_images")
-
-
-def rename_folder(root):
-    (root / "image_set").rename(root / "images_set")
-
-
-def shorten_list(root):
-    edit_metadata(root, lambda c: c["train_img_files"].pop())
-
-
-def lose_key(root):
-    edit_metadata(root, lambda c: c.pop("test_img_files"))
-
-
-def double_picture(root):
-    def change(content):
-        content["train_img_files"][1] = content["train_img_files"][0]
-
-    edit_metadata(root, change)
+def double_picture(content):
+    content["train_img_files"][1] = content["train_img_files"][0]
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lose_pictures, r"training_images/\S+_02[bsn]\.jpg is not there \(3 of 13 pictures"),
-        (lose_folder, r"test_images is not there: unpack test_images\.zip"),
-        (rename_folder, r"image_set is not there \(there is images_set/: rename it\)"),
-        (shorten_list, r"unequal length: train_img_concepts has 10.*train_img_files has 9"),
-        (lose_key, r"no key 'test_img_files'; there is 'train_img_concepts'"),
-        (double_picture, r"the picture 'training_images/\S+_01.' is listed twice"),
+        (lambda root: shutil.rmtree(root / "image_set" / "test_images"),
+         r"test_images is not there: unpack test_images\.zip"),
+        (lambda root: (root / "image_set").rename(root / "images_set"),
+         r"image_set is not there \(there is images_set/: rename it\)"),
+        (lambda root: edit_metadata(root, lambda c: c["train_img_files"].pop()),
+         r"unequal length: train_img_concepts has 10.*train_img_files has 9"),
+        (lambda root: edit_metadata(root, lambda c: c.pop("test_img_files")),
+         r"no key 'test_img_files'; there is 'train_img_concepts'"),
+        (lambda root: edit_metadata(root, double_picture),
+         r"the picture 'training_images/\S+_01.' is listed twice"),
     ],
-)
+)  # fmt: skip
 def test_a_faulty_image_set_is_named(tmp_path, spoil, message):
     root = image_root(tmp_path)
     spoil(root)

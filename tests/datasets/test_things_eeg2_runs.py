@@ -70,14 +70,6 @@ def put(row: int, **values):
     return change
 
 
-def double_row(table):
-    return pd.concat([table.iloc[:3], table.iloc[2:]], ignore_index=True)
-
-
-def milliseconds(table):
-    return table.assign(onset=(table["onset"].astype(float) * 1000).astype(str))
-
-
 def shift_numbers(table):
     """The numbers of the next picture: the marker no longer belongs to the picture."""
     numbers = table["tot_img_number"].replace("n/a", np.nan)
@@ -91,8 +83,10 @@ def shift_numbers(table):
     [
         (lambda t: t.drop(columns="tot_img_number"), r"no column 'tot_img_number'; there is onset"),
         (put(1, trial_type="Image"), r"line 3 \(of 1 such lines\): trial_type 'Image' is unknown"),
-        (double_row, r"doubled event: events 2 and 3 lie 0 ms apart"),
-        (milliseconds, r"line 2 .*: the onset '.*' s is not the sample"),
+        (lambda t: pd.concat([t.iloc[:3], t.iloc[2:]], ignore_index=True),
+         r"doubled event: events 2 and 3 lie 0 ms apart"),
+        (lambda t: t.assign(onset=(t["onset"].astype(float) * 1000).astype(str)),
+         r"line 2 .*: the onset '.*' s is not the sample"),
         (put(2, onset="n/a"), r"line 4 .*: the onset nan s is not the sample"),
         (put(3, onset="1e4", sample="10000000"), r"line 5 .*: the event lies outside the recording"),
         (shift_numbers, r"line \d+ .*: the marker '\d+' does not belong to picture \d+"),
@@ -123,26 +117,9 @@ def test_identity_comes_from_the_number_and_never_from_the_marker(tmp_path):
     assert "rest_marker" in set(test["trial_type"])
 
 
-def remove_run(root):
-    for path in (root / "sub-01" / "ses-01" / "eeg").glob("*run-02*"):
+def remove(root: Path, pattern: str) -> None:
+    for path in root.rglob(pattern):
         path.unlink()
-
-
-def remove_test(root):
-    for path in (root / "sub-01" / "ses-01" / "eeg").glob("*task-test*"):
-        path.unlink()
-
-
-def remove_session(root):
-    shutil.rmtree(root / "sub-01" / "ses-01")
-
-
-def remove_table(root):
-    bids_events(root).unlink()
-
-
-def remove_description(root):
-    (root / "dataset_description.json").unlink()
 
 
 def truncate(root):
@@ -160,15 +137,18 @@ def lower_case(root):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (remove_run, r"session 01 of sub-01 has no run 'train 02'; there is test, train 01"),
-        (remove_test, r"session 01 of sub-01 has no run 'test'; there is train 01, train 02"),
-        (remove_session, r"session missing: sub-01 has the sessions 02, 1, 2 are wanted"),
-        (remove_table, r"train_run-01_events\.tsv is missing"),
-        (remove_description, r"is no BIDS data set"),
+        (lambda root: remove(root, "*ses-01_task-train_run-02*"),
+         r"session 01 of sub-01 has no run 'train 02'; there is test, train 01"),
+        (lambda root: remove(root, "*ses-01_task-test*"),
+         r"session 01 of sub-01 has no run 'test'; there is train 01, train 02"),
+        (lambda root: shutil.rmtree(root / "sub-01" / "ses-01"),
+         r"session missing: sub-01 has the sessions 02, 1, 2 are wanted"),
+        (lambda root: bids_events(root).unlink(), r"train_run-01_events\.tsv is missing"),
+        (lambda root: remove(root, "dataset_description.json"), r"is no BIDS data set"),
         (truncate, r"task-test_eeg\.\w+ holds \S+ s, .* says .* s: the file was truncated"),
         (lower_case, r"channel 'oz' is not one of the 63 .*spelt 'Oz' there"),
     ],
-)
+)  # fmt: skip
 def test_a_faulty_bids_tree_is_named(copy_of, spoil, message):
     root = copy_of(BIDS)
     spoil(root)
@@ -191,30 +171,22 @@ def rewrite(root: Path, **changes) -> None:
     files.write_behaviour(behaviour(root), first_run(), files._concepts(root), **changes)
 
 
-def swap_two(root):
-    """Two neighbours in the behaviour file change places."""
+def renumber(root: Path, change) -> None:
+    """Other numbers of pictures (0: a target), and nothing else in the file that tells."""
     number = first_run().number.copy()
+    change(number)
+    rewrite(root, tot_img_number=number, trigger_1=None, category_name=None)
+
+
+def swap_two(number):
     i = next(i for i in range(len(number) - 1) if number[i] and number[i + 1] not in (0, number[i]))
     number[[i, i + 1]] = number[[i + 1, i]]
-    rewrite(root, tot_img_number=number, trigger_1=None, category_name=None)
 
 
 def wrong_trigger(root):
     code = [files.trigger(n, "train") for n in first_run().number]
     code[4] = 77
     rewrite(root, trigger_1=code)
-
-
-def target_as_picture(root):
-    number = first_run().number.copy()
-    number[np.flatnonzero(number == 0)[0]] = 3
-    rewrite(root, tot_img_number=number, trigger_1=None, category_name=None)
-
-
-def picture_as_target(root):
-    number = first_run().number.copy()
-    number[np.flatnonzero(number)[2]] = 0
-    rewrite(root, tot_img_number=number, trigger_1=None, category_name=None)
 
 
 def lose_row(root):
@@ -225,57 +197,16 @@ def lose_row(root):
     files.write_behaviour(behaviour(root), run, files._concepts(root))
 
 
-def other_concept(root):
-    names = ["00009_yacht"] * len(first_run().number)
-    rewrite(root, category_name=names)
-
-
-def not_whole(root):
-    rewrite(root, tot_img_number=first_run().number + 0.5)
-
-
-def no_file(root):
-    behaviour(root).unlink()
-
-
-def no_matlab(root):
-    behaviour(root).write_bytes(b"\0" * 200)
-
-
-def cut_matlab(root):
-    whole = behaviour(root).read_bytes()
-    behaviour(root).write_bytes(whole[: len(whole) // 2])
-
-
-def other_struct(root):
-    scipy.io.savemat(behaviour(root), {"order": np.zeros(3)})
-
-
-def no_number(root):
-    rewrite(root, tot_img_number=None)
-
-
 def markers(root: Path, change) -> None:
     path = behaviour(root).parent.parent / "eeg" / "sub-01_ses-01_task-train_part-01_eeg.vmrk"
     path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def lose_marker(root):
-    markers(root, lambda text: re.sub(r"Mk5=.*\n", "", text))
-
-
-def double_marker(root):
-    def change(text):
-        line = re.search(r"Mk5=(.*)\n", text).group(1)
-        parts = line.split(",")
-        parts[2] = str(int(parts[2]) + 3)
-        return text.rstrip("\n") + f"\nMk999={','.join(parts)}\n"
-
-    markers(root, change)
-
-
-def response(root):
-    markers(root, lambda text: re.sub(r"(Mk5=)Stimulus,S..\d+", r"\1Response,R  1", text))
+def double_marker(text):
+    line = re.search(r"Mk5=(.*)\n", text).group(1)
+    parts = line.split(",")
+    parts[2] = str(int(parts[2]) + 3)
+    return text.rstrip("\n") + f"\nMk999={','.join(parts)}\n"
 
 
 def cut_signal(root):
@@ -286,30 +217,38 @@ def cut_signal(root):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (
-            swap_two,
-            r"part-01_eeg\.vmrk: marker \d+ is \d, but row \d+ of .*_beh\.mat is picture \d",
-        ),
+        (lambda root: renumber(root, swap_two),
+         r"part-01_eeg\.vmrk: marker \d+ is \d, but row \d+ of .*_beh\.mat is picture \d"),
         (wrong_trigger, r"marker 5 is \d+, but row 5 of .*, trigger_1 77"),
-        (target_as_picture, r"marker \d+ is 255, but row \d+ of .* is picture 3"),
-        (picture_as_target, r"marker \d+ is \d, but row \d+ of .* is target"),
-        (
-            lose_row,
-            r"_eeg\.vmrk has \d+ markers, .*_beh\.mat has \d+ pictures: they cannot be paired",
-        ),
-        (other_concept, r"_beh\.mat, row \d+: the picture is called '00009_yacht' there"),
-        (not_whole, r"in data\.images is no whole number"),
-        (no_file, r"_beh\.mat is missing: the markers of the recording are ambiguous"),
-        (no_matlab, r"_beh\.mat cannot be read as a MATLAB file"),
-        (cut_matlab, r"_beh\.mat cannot be read as a MATLAB file|no data\.images"),
-        (other_struct, r"no data\.images with the field tot_img_number; there is order"),
-        (no_number, r"no data\.images with the field tot_img_number"),
-        (lose_marker, r"cannot be paired"),
-        (double_marker, r"cannot be paired"),
-        (response, r"marker 'Response/R  1' is no stimulus"),
+        (lambda root: renumber(root, lambda n: np.put(n, np.flatnonzero(n == 0)[0], 3)),
+         r"marker \d+ is 255, but row \d+ of .* is picture 3"),
+        (lambda root: renumber(root, lambda n: np.put(n, np.flatnonzero(n)[2], 0)),
+         r"marker \d+ is \d, but row \d+ of .* is target"),
+        (lose_row,
+         r"_eeg\.vmrk has \d+ markers, .*_beh\.mat has \d+ pictures: they cannot be paired"),
+        (lambda root: rewrite(root, category_name=["00009_yacht"] * len(first_run().number)),
+         r"_beh\.mat, row \d+: the picture is called '00009_yacht' there"),
+        (lambda root: rewrite(root, tot_img_number=first_run().number + 0.5),
+         r"in data\.images is no whole number"),
+        (lambda root: behaviour(root).unlink(),
+         r"_beh\.mat is missing: the markers of the recording are ambiguous"),
+        (lambda root: behaviour(root).write_bytes(b"\0" * 200),
+         r"_beh\.mat cannot be read as a MATLAB file"),
+        (lambda root: behaviour(root).write_bytes(behaviour(root).read_bytes()[:1000]),
+         r"_beh\.mat cannot be read as a MATLAB file|no data\.images"),
+        (lambda root: scipy.io.savemat(behaviour(root), {"order": np.zeros(3)}),
+         r"no data\.images with the field tot_img_number; there is order"),
+        (lambda root: rewrite(root, tot_img_number=None),
+         r"no data\.images with the field tot_img_number"),
+        (lambda root: markers(root, lambda text: re.sub(r"Mk5=.*\n", "", text)),
+         r"cannot be paired"),
+        (lambda root: markers(root, double_marker), r"cannot be paired"),
+        (lambda root: markers(
+            root, lambda text: re.sub(r"(Mk5=)Stimulus,S..\d+", r"\1Response,R  1", text)),
+         r"marker 'Response/R  1' is no stimulus"),
         (cut_signal, r"cannot be paired. Was the recording truncated"),
     ],
-)
+)  # fmt: skip
 def test_a_faulty_source_is_named(copy_of, spoil, message):
     root = copy_of(SOURCE)
     spoil(root)

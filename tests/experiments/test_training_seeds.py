@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from fake_seeds import IDS, LEVELS, STUDY, SUBJECTS, write_seed
+from fake_seeds import IDS, LEVELS, STUDY, SUBJECTS, long_scores, write_seed
 
 from sgdm_utils.experiments import training_seeds
 from sgdm_utils.experiments.training_seeds import SeedsDifferError, SeedsMissingError
@@ -233,10 +233,7 @@ def test_the_family_is_the_one_that_notebook_06_builds():
 def test_what_a_factor_moves_is_the_spread_of_its_level_means():
     table = np.zeros((3, 2, 4)) + np.array([0.0, 3.0, 6.0])[:, None, None]
     table = table + np.array([0.0, 2.0])[:, None] + np.array([0.0, 1.0, 2.0, 3.0])
-    index = pd.MultiIndex.from_product(
-        [range(n) for n in table.shape], names=["seed", "subject", "item"]
-    )
-    scores = pd.Series(table.ravel(), index=index, name="ssim").reset_index()
+    scores = long_scores(table)
     moved, low, high = training_seeds.moved_by(scores, "ssim", "seed", levels=1)
     assert moved == pytest.approx(3.0)
     # two degrees of freedom: chi-square quantiles 0.0506 and 7.378
@@ -256,10 +253,7 @@ def test_movements_and_components_agree_where_nothing_interacts():
     table = (
         rng.normal(0, 0.3, (40, 1, 1)) + rng.normal(0, 1, (1, 5, 1)) + rng.normal(0, 1, (1, 1, 30))
     )
-    index = pd.MultiIndex.from_product(
-        [range(n) for n in table.shape], names=["seed", "subject", "item"]
-    )
-    scores = pd.Series(table.ravel(), index=index, name="ssim").reset_index()
+    scores = long_scores(table)
     rows = variance_components(scores, "ssim", rng, n_resamples=100)
     moved = training_seeds.moved_by(scores, "ssim", "seed", levels=1)[0]
     assert moved**2 == pytest.approx(rows.set_index("component").loc["seed", "variance"])

@@ -59,10 +59,11 @@ def decoded(sprite):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(sprite.uri.partition(",")[2]))))
 
 
-def write(path, sections, sprites=(), **options):
-    return figures_page.write_page(
-        path, "title", "headline", ["a fact"], sections, sprites, "end", **options
-    )
+def write(folder, sections, sprites=(), text="a line", **options):
+    page = figures_page.Page(folder, text, **options)
+    for section in sections:
+        page.add(*section)
+    return page.write(text, [text], text, sprites)
 
 
 def test_a_png_sprite_holds_the_pictures_exactly_and_in_order(pictures):
@@ -122,7 +123,7 @@ def test_text_cannot_become_markup(pictures, tmp_path):
     gallery = figures_page.gallery([{"id": evil, "concept": evil}] * 5, [(evil, evil, made)], evil)
     table = figures_page.table(pd.DataFrame({evil: [evil]}), evil)
     data = figures_page.explorer({"items": [{"caption": "</script><script>alert(1)</script>"}]})
-    write(tmp_path / "index.html", [("a", evil, gallery + table + data)], [made])
+    write(tmp_path, [("a", evil, gallery + table + data)], [made])
     page = Page((tmp_path / "index.html").read_text())
     assert len(page.all("script")) == 2  # the data and the explorer
     assert page.open == []
@@ -133,15 +134,7 @@ def test_what_no_macro_made_is_text_wherever_it_stands(pictures, tmp_path):
     evil = '</section><img src="https://a.org/x.png" onerror="alert(1)">'
     png = base64.b64decode(figures_page.sprite("s", pictures).uri.partition(",")[2])
     content = figures_page.details(evil, evil) + figures_page.figure(png, evil, evil)
-    figures_page.write_page(
-        tmp_path / "index.html",
-        evil,
-        evil,
-        [evil],
-        [("a", evil, content), ("b", evil, evil)],
-        [],
-        evil,
-    )
+    write(tmp_path, [("a", evil, content), ("b", evil, evil)], text=evil)
     page = Page((tmp_path / "index.html").read_text())
     (image,) = page.all("img")
     assert image["src"].startswith("data:image/png") and image["alt"] == evil
@@ -160,7 +153,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_says_so(pictures, tmp_path):
     made = figures_page.sprite("s", pictures)
     png = base64.b64decode(made.uri.partition(",")[2])
     content = figures_page.figure(png, "a figure", "caption") + figures_page.cell(made, 0, "seen")
-    write(tmp_path / "index.html", [("a", "A", content)], [made])
+    write(tmp_path, [("a", "A", content)], [made])
     text = (tmp_path / "index.html").read_text()
     page = Page(text)
     assert page.open == []
@@ -175,11 +168,7 @@ def test_without_javascript_the_gallery_is_there_and_the_explorer_says_why_not(p
     made = figures_page.sprite("s", pictures)
     items = [{"id": f"t-{i}", "concept": f"thing {i}"} for i in range(5)]
     gallery = figures_page.gallery(items, [("", "seen", made), ("sub-01", "EEG", made)], "all")
-    write(
-        tmp_path / "index.html",
-        [("e", "E", figures_page.explorer({})), ("g", "G", gallery)],
-        [made],
-    )
+    write(tmp_path, [("e", "E", figures_page.explorer({})), ("g", "G", gallery)], [made])
     page = Page((tmp_path / "index.html").read_text())
     labels = [s["aria-label"] for s in page.all("span")]
     assert labels[:2] == ["seen: thing 0", "sub-01 EEG: thing 0"] and len(labels) == 10
@@ -189,13 +178,13 @@ def test_without_javascript_the_gallery_is_there_and_the_explorer_says_why_not(p
 
 def test_a_page_that_is_too_large_or_ambiguous_is_not_written(pictures, tmp_path):
     path = tmp_path / "index.html"
-    write(path, [("a", "A", "first")])
+    write(tmp_path, [("a", "A", "first")])
     before = path.read_text()
     with pytest.raises(figures_page.ReportError, match="more than 0.001"):
-        write(path, [("a", "A", "second")], limit_mb=0.001)
+        write(tmp_path, [("a", "A", "second")], limit_mb=0.001)
     made = figures_page.sprite("s", pictures)
     with pytest.raises(figures_page.ReportError, match="two sprites"):
-        write(path, [("a", "A", "second")], [made, made])
+        write(tmp_path, [("a", "A", "second")], [made, made])
     assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == ["index.html"]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.experiments import training_seeds
+from sgdm_utils.experiments.variance import FACTORS
 from sgdm_utils.metrics import tables
 from sgdm_utils.workflow import artifacts
 
@@ -30,6 +31,12 @@ DECLARED = {
     "compare_category": ["eeg > shuffled_eeg", "eeg > no_semantics"],
 }
 SIZE = 8
+
+
+def long_scores(table: np.ndarray, value: str = "ssim") -> pd.DataFrame:
+    """Scores (n_seeds, n_subjects, n_items) with one row for each."""
+    index = pd.MultiIndex.from_product([range(n) for n in table.shape], names=FACTORS)
+    return pd.Series(table.ravel(), index=index, name=value).reset_index()
 
 
 def write_data() -> artifacts.Artifact:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torchvision.models import alexnet
+from torchvision.models import alexnet, vgg16
 from torchvision.transforms.functional import InterpolationMode, resize
 
 from sgdm_utils.metrics import networks
@@ -59,11 +59,17 @@ def quick_trunk(name: str = "pooled", text: object = None) -> networks.Trunk:
     return networks.Trunk(name, Pooled(), 16, text=text)
 
 
-def save_alexnet(path):
+def trunk_of_lpips(net: str) -> dict[str, torch.Tensor]:
     """Random weights of the layers that are used, without the large ones behind them."""
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in alexnet().features.state_dict().items()}
+        layers = {"alex": alexnet, "vgg": vgg16}[net]().features.state_dict()
     generator = torch.Generator().manual_seed(1)
-    state = {f"features.{n}": 0.03 * torch.randn(s, generator=generator) for n, s in shapes.items()}
-    save_file(state, path)
+    return {
+        f"features.{n}": 0.03 * torch.randn(value.shape, generator=generator)
+        for n, value in layers.items()
+    }
+
+
+def save_alexnet(path):
+    save_file(trunk_of_lpips("alex"), path)
     return path

@@ -44,11 +44,8 @@ def write(folder, names, pictures):
 
 
 @pytest.fixture
-def folders(tmp_path, arrays, monkeypatch):
+def folders(no_cache, tmp_path, arrays):
     """A folder of targets and three of reconstructions, one for each way to name samples."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
     target, pred = arrays
     samples = pred.reshape(-1, *pred.shape[2:])
     numbered = [f"{stem}_{s}.png" for stem in STEMS for s in range(N_SAMPLES)]

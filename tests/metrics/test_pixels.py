@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-
-import lpips
 import numpy as np
 import pytest
 import torch
 from metric_pictures import draw_pictures, resize_as_agreed, two_way_by_loops
-from safetensors.torch import save_file
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
-from torchvision.models import alexnet, vgg16
 
-from sgdm_utils.errors import WeightsNotAvailable
 from sgdm_utils.metrics import pixels
 from sgdm_utils.metrics.retrieval import (
     cosine_similarity,
@@ -134,7 +128,7 @@ def bad_pictures() -> list:
     ]
 
 
-@pytest.mark.parametrize("name", ["pixcorr", "ssim", "mse", "lpips_distance"])
+@pytest.mark.parametrize("name", ["pixcorr", "ssim", "mse"])
 @pytest.mark.parametrize(("recon", "error", "message"), bad_pictures())
 def test_bad_pictures_are_refused(name, recon, error, message):
     with pytest.raises(error, match=message):
@@ -146,68 +140,6 @@ def test_pixcorr_refuses_constant_pictures(pair):
     recon[3] = 0.25
     with pytest.raises(ValueError, match=r"recon: pictures \[3\] are constant"):
         pixels.pixcorr(pair[0], recon)
-
-
-# --- LPIPS --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    """An empty download cache, and no way out."""
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("a metric tried to reach the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path
-
-
-# the package calls torchvision with an argument of old; sgdm_utils silences it, `direct` does not
-@pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
-@pytest.mark.parametrize(("net", "suffix"), [("alex", ".pth"), ("vgg", ".safetensors")])
-def test_lpips_equals_the_package_with_the_same_trunk(net, suffix, offline, pair):
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        features = {"alex": alexnet, "vgg": vgg16}[net](weights=None).features
-    state = {f"features.{name}": value for name, value in features.state_dict().items()}
-    path = offline / f"trunk{suffix}"
-    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
-
-    direct = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    with torch.no_grad():
-        for name, value in direct.net.named_parameters():
-            value.copy_(features.get_parameter(name.split(".", 1)[1]))
-        a, b = (resize_as_agreed(x[:3], 256) * 2 - 1 for x in pair)
-        expected = direct(a, b).flatten().numpy()
-
-    random_state = torch.get_rng_state()
-    scores = pixels.lpips_distance(pair[0][:3], pair[1][:3], net, path)
-    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
-    assert scores[0] == 0 and scores[2] > 0
-    assert torch.equal(torch.get_rng_state(), random_state)
-
-
-def test_lpips_without_weights_says_so(offline, pair):
-    with pytest.raises(WeightsNotAvailable, match="alexnet-owt-7be5be79.pth"):
-        pixels.lpips_distance(*pair)
-    with pytest.raises(FileNotFoundError, match="typo.pth"):
-        pixels.lpips_distance(*pair, trunk_weights=offline / "typo.pth")
-    with pytest.raises(ValueError, match="'resnet' is unknown"):
-        pixels.lpips_distance(*pair, net="resnet")
-
-
-def test_lpips_refuses_damaged_and_foreign_weights(offline, pair):
-    cached = offline / "torch" / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(b"half a download")
-    with pytest.raises(ValueError, match="is damaged"):
-        pixels.lpips_distance(*pair)
-    foreign = offline / "foreign.pth"
-    torch.save({"conv1.weight": torch.zeros(1)}, foreign)
-    with pytest.raises(ValueError, match="not a torchvision alex"):
-        pixels.lpips_distance(*pair, trunk_weights=foreign)
 
 
 # --- identification and retrieval ---------------------------------------------------------------

@@ -16,7 +16,6 @@ from sgdm_utils.metrics.retrieval import (
 )
 from sgdm_utils.metrics.statistics import (
     bootstrap_interval,
-    chance_interval,
     holm,
     label_permutation_null,
     nested_mean,
@@ -177,13 +176,3 @@ def test_holm_by_hand():
             holm(bad)
     with pytest.raises(ValueError, match="NaN"):
         holm([0.1, np.nan])
-
-
-def test_chance_interval_holds_its_share_of_guesses():
-    low, high = chance_interval(200, 0.5)
-    assert (low, high) == (0.43, 0.57)  # the +-7 points of 200 items
-    hits = np.random.default_rng(0).binomial(200, 1 / 20, 20_000) / 200
-    low, high = chance_interval(200, 1 / 20)
-    assert 0.95 <= np.mean((hits >= low) & (hits <= high)) < 0.98
-    with pytest.raises(ValueError, match="chance in"):
-        chance_interval(200, 5)

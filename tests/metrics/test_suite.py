@@ -14,14 +14,15 @@ from metric_pictures import (
     quick_trunk,
     resize_as_agreed,
     save_alexnet,
+    trunk_of_lpips,
     two_way_by_loops,
 )
 from safetensors.torch import save_file
 from scipy.spatial.distance import correlation
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
-from torchvision.models import alexnet
 
+from sgdm_utils.errors import WeightsNotAvailable
 from sgdm_utils.metrics import networks, pixels, suite, tables
 from sgdm_utils.metrics.classes import LPIPS, MSE, SSIM, PixCorr, TooFewPictures
 from sgdm_utils.metrics.features import (
@@ -77,30 +78,48 @@ def test_picture_metrics_average_over_samples_then_pictures(make, function, pict
         metric.result()
 
 
-# the package calls torchvision with an argument of old
+# the package calls torchvision with an argument of old; sgdm_utils silences it, `direct` does not
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
-def test_lpips_equals_the_package(pictures, tmp_path):
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        features = alexnet(weights=None).features
-    path = tmp_path / "trunk.safetensors"
-    save_file({f"features.{name}": value for name, value in features.state_dict().items()}, path)
-    direct = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+@pytest.mark.parametrize(("net", "suffix"), [("alex", ".pth"), ("vgg", ".safetensors")])
+def test_lpips_equals_the_package_with_the_same_trunk(net, suffix, pictures, tmp_path):
+    state = trunk_of_lpips(net)
+    path = tmp_path / f"trunk{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    direct = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     with torch.no_grad():
         for name, value in direct.net.named_parameters():
-            value.copy_(features.get_parameter(name.split(".", 1)[1]))
+            value.copy_(state[f"features.{name.split('.', 1)[1]}"])
         pred, target = (x[:2] for x in pictures)
         target = resize_as_agreed(target.numpy(), 256) * 2 - 1
         expected = [
             direct(target, resize_as_agreed(pred[:, s].numpy(), 256) * 2 - 1).flatten().numpy()
             for s in range(N_SAMPLES)
         ]
-    metric = fed(LPIPS("alex", path), *(x[:2] for x in pictures), (1, 1))
+    random_state = torch.get_rng_state()
+    metric = fed(LPIPS(net, path), *(x[:2] for x in pictures), (1, 1))
     result = metric.result()
     np.testing.assert_allclose(result.items, np.mean(expected, axis=0), rtol=1e-5)
     metric.reset()
     same = fed(metric, pictures[1][:1], pictures[1][:1], (1,)).result()
     assert same.value == 0 and result.value > 0
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_lpips_refuses_weights_that_are_missing_damaged_or_foreign(no_cache):
+    with pytest.raises(WeightsNotAvailable, match="alexnet-owt-7be5be79.pth"):
+        LPIPS()
+    with pytest.raises(FileNotFoundError, match="typo.pth"):
+        LPIPS(trunk_weights=no_cache / "typo.pth")
+    with pytest.raises(ValueError, match="'resnet' is unknown"):
+        LPIPS("resnet")
+    cached = no_cache / "torch" / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"half a download")
+    with pytest.raises(ValueError, match="is damaged"):
+        LPIPS()
+    torch.save({"conv1.weight": torch.zeros(1)}, no_cache / "foreign.pth")
+    with pytest.raises(ValueError, match="not a torchvision alex"):
+        LPIPS(trunk_weights=no_cache / "foreign.pth")
 
 
 # --- features -----------------------------------------------------------------------------------
@@ -345,14 +364,6 @@ def test_bad_features_and_too_few_pictures_are_refused():
 
 
 # --- the whole suite ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
-    return tmp_path
 
 
 def test_full_suite_has_a_row_for_everything(no_cache, pictures):

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import mne
@@ -30,32 +29,18 @@ SPELLING = {"Afz": "AFz"}
 _MARKER = re.compile(r"(stim_\w+)(?:,(\d+))?")
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Markers of one EDF file: `markers` has `onset_s`, `sample`, `partition` and `index` (or -1)."""
-
-    path: Path
-    markers: pd.DataFrame
-
-
 def read_subject(
     root: Path, name: str, sessions: Sequence[int], order: pd.DataFrame, source: Path, sub06: str
 ) -> tuple[list[dict], pd.DataFrame, dict]:
     """Read the blocks of one person and match their markers with the table of the experiment.
 
-    Parameters
-    ----------
-    root : Path
-    name : str, "sub-01"
-    sessions : sequence of int
-    order, source : see `order.read_order`
-    sub06 : 'refuse', 'as_listed' or 'corrected'
+    `order` and `source` are what `order.read_order` returns.
 
     Returns
     -------
     recordings : list of dict, one for each block, with `_channels` and `_digest` for comparison
     events : DataFrame
-    facts : dict
+    facts : dict, for the notes of the study
 
     Raises
     ------
@@ -78,7 +63,9 @@ def read_subject(
             if len(files) != 1:
                 raise DatasetError(f"{block}: {len(files)} EDF files in it, there has to be one")
             raw = open_edf(files[0])
-            blocks[session, number] = _Block(files[0], _read_markers(raw, files[0]))
+            blocks[session, number] = _read_markers(raw, files[0]).assign(
+                run=f"{number:02d}", where=str(files[0])
+            )
             first = raw.get_data(stop=int(30 * SFREQ))
             rows.append(
                 {
@@ -89,7 +76,7 @@ def read_subject(
                 }
             )  # fmt: skip
     facts: dict = {}
-    if any((b.markers["index"] < 0).all() for b in blocks.values()):
+    if any((markers["index"] < 0).all() for markers in blocks.values()):
         order = alljoined_order.settle_sub06(order, name, source, sub06, facts)
     try:
         pairs, counts = _pair(order, blocks, sessions, source)
@@ -104,7 +91,7 @@ def read_subject(
 
 def _pair(
     order: pd.DataFrame,
-    blocks: dict[tuple[int, int], _Block],
+    blocks: dict[tuple[int, int], pd.DataFrame],
     sessions: Sequence[int],
     source: Path,
 ) -> tuple[pd.DataFrame, dict]:
@@ -113,14 +100,14 @@ def _pair(
     by_block = "block" in order
     group = pictures["block"] if by_block else np.where(pictures["partition"] == "test", 0, 99)
     units = dict(list(pictures.groupby([pictures["session"], group])))
-    members: dict[tuple[int, int], list[tuple[int, _Block]]] = {key: [] for key in units}
-    for (session, number), block in blocks.items():
+    members: dict[tuple[int, int], list[pd.DataFrame]] = {key: [] for key in units}
+    for (session, number), markers in blocks.items():
         key = (session, number if by_block else (0 if number <= LAST_TEST_BLOCK else 99))
         if key not in members:
             raise OrderError(
-                f"{block.path}: {source} has no row for session {session}, block {number}"
+                f"{markers['where'][0]}: {source} has no row for session {session}, block {number}"
             )
-        members[key].append((number, block))
+        members[key].append(markers)
     parts, counts = [], {"rows_without_marker": 0, "markers_of_dropped_rows": 0}
     for key, rows in units.items():
         kept = ~rows["dropped"].to_numpy() if "dropped" in rows else None
@@ -133,10 +120,7 @@ def _pair(
                     "was dropped"
                 )
             continue
-        markers = pd.concat(
-            [b.markers.assign(run=f"{n:02d}", where=str(b.path)) for n, b in members[key]],
-            ignore_index=True,
-        )
+        markers = pd.concat(members[key], ignore_index=True)
         at = alljoined_order.align(markers, rows, kept, source)
         taken = rows.iloc[at].reset_index(drop=True)
         markers = markers.assign(

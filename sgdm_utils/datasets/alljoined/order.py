@@ -34,12 +34,6 @@ class OrderError(DatasetError):
 def read_order(root: Path, name: str, sessions: Sequence[int]) -> tuple[pd.DataFrame, Path]:
     """Read what was to be shown to one person, in order.
 
-    Parameters
-    ----------
-    root : Path
-    name : str, "sub-01"
-    sessions : sequence of int, each has to have rows
-
     Returns
     -------
     order : DataFrame with `row` (number in the published order), `session`, `partition` ("train",
@@ -50,8 +44,8 @@ def read_order(root: Path, name: str, sessions: Sequence[int]) -> tuple[pd.DataF
     Raises
     ------
     DatasetError
-        No table, no parquet file, a missing column or session, another subject's table, an unknown
-        partition, a path without picture number.
+        No table, no parquet file, a missing column, a session without rows, another subject's
+        table, an unknown partition, a path without picture number.
     """
     folders = [root / "preprocessed_eeg" / name, root / "raw_eeg" / name]
     found = [f / t for t in TABLES for f in folders if (f / t).is_file()]
@@ -119,19 +113,10 @@ def correct_sub06(order: pd.DataFrame) -> pd.DataFrame:
 def settle_sub06(
     order: pd.DataFrame, name: str, source: Path, sub06: str, facts: dict
 ) -> pd.DataFrame:
-    """Deal with the misplaced row where only the table itself can tell whether it was moved.
+    """Deal with the misplaced row of sub-06 where only the table can tell whether it was moved.
 
-    Parameters
-    ----------
-    order, source : see `read_order`
-    name : str, the subject; all but sub-06 come back untouched
-    sub06 : 'refuse', 'as_listed' or 'corrected'
-    facts : dict, told what was done
-
-    Raises
-    ------
-    DatasetError
-        With `refuse`, when the row numbers do not show that the row was moved.
+    `sub06` is 'refuse' (an error unless the row numbers show it), 'as_listed' or 'corrected'; what
+    was done is added to `facts`. Other people's tables come back untouched.
     """
     if name != SUB06:
         return order
@@ -164,16 +149,11 @@ def align(
     markers : DataFrame with `index` (-1: not named), `partition`, `onset_s`, `where`
     rows : DataFrame, part of `read_order`'s
     kept : bool array, rows that were not dropped; None when the table does not tell
-    source : Path, the table, for the message
 
     Returns
     -------
-    int array of shape (n_markers,), positions in `rows`, increasing
-
-    Raises
-    ------
-    OrderError
-        With the first marker or row that does not fit.
+    int array of shape (n_markers,), positions in `rows`, increasing; an `OrderError` names the
+    first marker or row that does not fit
     """
     everything = np.arange(len(rows))
     candidates = everything if kept is None else everything[kept]

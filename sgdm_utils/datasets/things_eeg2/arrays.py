@@ -60,9 +60,8 @@ def tables(
     root : Path, holds `image_set/` and `raw_data/`, `preprocessed_data/` or
         `Preprocessed_data_250Hz/` (or the subjects' folders directly)
     form : 'things_eeg2_raw' or 'things_eeg2_preprocessed'
-    subjects : sequence of str, "sub-01"; empty takes all there are
-    sessions : sequence of int, default 1 to 4; the preprocessed files have all of them in one
-    n_channels : int, refuse another number of EEG channels
+    subjects, sessions, n_channels : see `readers.open_study`; no subject takes all there are, the
+        preprocessed files have all sessions in one
 
     Returns
     -------
@@ -85,23 +84,12 @@ def tables(
 
 
 def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.RawArray:
-    """Read one raw recording, without its stimulus row.
-
-    Parameters
-    ----------
-    recording : row of `StudyTables.recordings`
-    root : Path
-
-    Returns
-    -------
-    mne.io.RawArray, volts, standard positions, no annotations
+    """Read one row of `StudyTables.recordings`: volts, standard positions, no stimulus row.
 
     Raises
     ------
-    DatasetError
-        As `tables`, and when the values cannot be volts.
-    sgdm_utils.errors.ChannelError
-        A NaN or flat channel.
+    DatasetError, ChannelError
+        As `tables`; when the values cannot be volts; a NaN or flat channel.
     """
     path = Path(root) / recording["path"]
     data, ch_names, sfreq = _open_raw(path)
@@ -121,21 +109,9 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.RawArray:
 
 
 def read_epochs(recording: Mapping[str, Any], root: Path) -> EpochedSignal:
-    """Open the trials of one preprocessed file.
+    """Open the trials of one preprocessed file, (n_images * n_repetitions, n_channels, n_times).
 
-    Parameters
-    ----------
-    recording : row of `StudyTables.recordings`
-    root : Path
-
-    Returns
-    -------
-    EpochedSignal, `data` of shape (n_images * n_repetitions, n_channels, n_times), whitened
-
-    Raises
-    ------
-    DatasetError
-        As `tables`.
+    Parameters and errors are those of `read_raw`; the signal is whitened.
     """
     path = Path(root) / recording["path"]
     data, ch_names, times = _open_epochs(path)

@@ -61,17 +61,8 @@ class RecordingList:
     ) -> None:
         """Check a recording and take it in.
 
-        Parameters
-        ----------
-        row : dict with `RECORDING_COLUMNS` and any further columns
-        ch_names : sequence of str, EEG channels in the order of the file
-        sfreq : float, Hz
-        block : array, some of its samples: two recordings cannot have the same
-
-        Raises
-        ------
-        DatasetError
-            Channels, number of channels or rate that do not fit; a copy of another recording.
+        Refused are channels, a number of them or a rate (Hz) that do not fit, and a copy: no two
+        recordings have the same samples in `block`. `row` holds `RECORDING_COLUMNS` and more.
         """
         where, names = row["path"], list(ch_names)
         check_channels(names, where, self.n_channels)
@@ -139,17 +130,9 @@ def check_channels(ch_names: Sequence[str], where: str, n_channels: int | None =
 
 
 def check_spacing(sample: np.ndarray, sfreq: float, where: str) -> None:
-    """Refuse doubled events, and a sampling rate that contradicts the pace of the pictures.
+    """Refuse doubled events, and a sampling rate (Hz) that contradicts the pace of the pictures.
 
-    Parameters
-    ----------
-    sample : int array of shape (n_events,), all events of one recording in time order, targets too
-    sfreq : float, Hz
-    where : str, the file, for the message
-
-    Raises
-    ------
-    DatasetError
+    `sample`, int of shape (n_events,), are all events of one recording in time order, targets too.
     """
     step = np.diff(np.asarray(sample, dtype=np.int64)) / sfreq
     if not len(step):
@@ -199,9 +182,8 @@ def check_coverage(
     Parameters
     ----------
     events : DataFrame with `subject`, `session` ("01"), `image_id`, `partition`
-    image_set : DataFrame of `sgdm_utils.datasets.things_eeg2.images.load_image_set`
+    image_set : DataFrame of `images.load_image_set`
     sessions : sequence of int, the sessions that were read
-    where : Path, the data set, for the message
 
     Raises
     ------
@@ -244,10 +226,8 @@ def assemble(
 
     Parameters
     ----------
-    layout : 'continuous' or 'epochs'
-    recordings : RecordingList
     events : sequence of DataFrame, one per recording, in time order within each subject
-    image_set : DataFrame of `sgdm_utils.datasets.things_eeg2.images.load_image_set`
+    image_set : DataFrame of `images.load_image_set`
     notes : dict, what is particular to the form
 
     Returns
@@ -274,11 +254,6 @@ def check_complete(tables: StudyTables) -> list[str]:
     """Say how a study differs from the published data set; nothing when it is whole.
 
     A smaller study is no error: subsets and miniatures are read as well.
-
-    Returns
-    -------
-    list of str, one sentence for each difference; empty when every subject has all images with all
-    repetitions
     """
     differences = []
     partition = tables.events["image_id"].map(tables.images.set_index("image_id")["partition"])

@@ -29,11 +29,7 @@ _METADATA_KEYS = ("img_concepts", "img_concepts_THINGS", "img_files")
 
 
 def load_image_set(root: Path) -> pd.DataFrame:
-    """List the pictures of both partitions in the order of their numbers.
-
-    Parameters
-    ----------
-    root : Path, folder that holds `image_set/`
+    """List the pictures below ``root/image_set`` in the order of their numbers.
 
     Returns
     -------
@@ -87,17 +83,11 @@ def identify(
     numbers : int array of shape (n_events,), from 1
     partition : 'train' or 'test'
     image_set : DataFrame of `load_image_set`
-    where : str, the file, for the message
-    rows : str, what position i of `numbers` is called in the message
+    where, rows : str, the file and what a position of `numbers` is called, when no picture has it
 
     Returns
     -------
     DataFrame of n_events rows with `number`, `image_id`, `concept`, `stim_file`, `partition`
-
-    Raises
-    ------
-    DatasetError
-        A number that no picture has.
     """
     part = image_set[image_set["partition"] == partition]
     numbers = np.asarray(numbers)
@@ -114,14 +104,9 @@ def identify(
 
 
 def as_dictionary(content: Any, path: Path, keys: tuple[str, ...]) -> dict:
-    """Take the dictionary out of what a `.npy` file of this data set holds.
+    """Take the dictionary with these keys out of what a `.npy` file of this data set holds.
 
     The official files hold it in an array of no dimension, the repackaged ones directly.
-
-    Raises
-    ------
-    DatasetError
-        When it is no dictionary, or a key is missing; the message lists the keys there are.
     """
     if isinstance(content, np.ndarray) and content.ndim == 0 and content.dtype == object:
         content = content.item()

@@ -1,18 +1,10 @@
 """THINGS-EEG2 as separate runs: the BIDS conversion, and the BrainVision source files.
 
-A session is one run with the test images and five with training images. What was shown in a run is
-read by `things_eeg2_events`.
-
-References
-----------
-Gifford, Dwivedi, Roig & Cichy (2022), NeuroImage 264:119754; NEMAR nm000232 (BIDS conversion).
-
-What was shown in one run of THINGS-EEG2, from the event table or from the behaviour file.
-
-The marker in the recording is one byte and the training images are 16,540, so it carries the first
-two digits of the number only. Which picture it was is in the column `tot_img_number` of the BIDS
-conversion, or in the behaviour file beside the BrainVision recording; the marker is used to check
-that the two tell the same story.
+A session is one run with the test images and five with training images. The marker in the recording
+is one byte and the training images are 16,540, so it carries the first two digits of the number
+only. Which picture it was is in the column `tot_img_number` of the BIDS conversion, or in the
+behaviour file beside the BrainVision recording; the marker is used to check that the two tell the
+same story.
 
 References
 ----------
@@ -71,9 +63,7 @@ def tables(
     root : Path, the BIDS data set, or the folder that holds `sourcedata/` (or `source_data/`);
         either with `image_set/` in it
     form : 'things_eeg2_bids' or 'things_eeg2_source'
-    subjects : sequence of str, "sub-01"; empty takes all there are
-    sessions : sequence of int, default 1 to 4
-    n_channels : int, refuse another number of EEG channels; default 63
+    subjects, sessions, n_channels : see `readers.open_study`; no subject takes all there are
 
     Returns
     -------
@@ -118,23 +108,12 @@ def tables(
 
 
 def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
-    """Read one run.
-
-    Parameters
-    ----------
-    recording : row of `StudyTables.recordings`
-    root : Path
-
-    Returns
-    -------
-    mne.io.BaseRaw, volts, EEG channels only, with standard positions as in the other forms
+    """Read one row of `StudyTables.recordings`: volts, EEG channels only, standard positions.
 
     Raises
     ------
-    DatasetError
-        A file that is missing, damaged or shorter than its sidecar says.
-    sgdm_utils.errors.ChannelError
-        A NaN or flat channel.
+    DatasetError, ChannelError
+        A file that is missing, damaged or shorter than its sidecar says; a NaN or flat channel.
     """
     root = Path(root)
     if recording["form"] == "things_eeg2_bids":
@@ -261,9 +240,8 @@ def bids_events(
     Parameters
     ----------
     row : mapping with `path` and `task` ("train", "test")
-    root : Path
     raw : mne.io.BaseRaw, its rate and length
-    image_set : DataFrame of `sgdm_utils.datasets.things_eeg2.images.load_image_set`
+    image_set : DataFrame of `images.load_image_set`
 
     Returns
     -------
@@ -344,15 +322,9 @@ def source_events(
 ) -> tuple[pd.DataFrame, int]:
     """Read the picture events of one BrainVision run, paired with its behaviour file.
 
-    Parameters, Returns
-    -------------------
-    As `bids_events`.
-
-    Raises
-    ------
-    DatasetError
-        A missing or damaged file, as many markers as pictures there are not, the first marker that
-        does not belong to its picture, doubled events, an unknown picture.
+    Parameters and results are those of `bids_events`. Refused are a missing or damaged file, more
+    or fewer markers than pictures, the first marker that does not belong to its picture, doubled
+    events and an unknown picture.
     """
     path, partition = root / row["path"], row["task"]
     behaviour = path.parent.parent / "beh" / (path.stem.removesuffix("_eeg") + "_beh.mat")
@@ -375,9 +347,10 @@ def source_events(
     check_spacing(sample, raw.info["sfreq"], str(path.with_suffix(".vmrk")))
     number = log["tot_img_number"].to_numpy()
     written = log["trigger_1"].to_numpy() if "trigger_1" in log else np.full(len(log), -1)
+    above = 100 if partition == "train" else 201
     for i, (c, n, w) in enumerate(zip(code, number, written, strict=True)):
-        # a target has a number of its own, which no picture of the run has
-        wrong = c in _codes_of(partition) if n == 0 else c not in trigger_codes(n, partition)
+        # a target has a marker of its own, which no picture of the partition can have
+        wrong = 0 < c < above if n == 0 else c not in trigger_codes(n, partition)
         if wrong or (w >= 0 and c != w):
             expected = "target" if n == 0 else f"picture {n}"
             extra = f", trigger_1 {w}" if w >= 0 else ""
@@ -449,11 +422,6 @@ def _code(text: str, path: Path) -> int:
             "paired one by one, so nothing else may stand between them"
         )
     return int(match.group(1))
-
-
-def _codes_of(partition: str) -> range:
-    """All markers that pictures of a partition can have."""
-    return range(1, 100) if partition == "train" else range(1, 201)
 
 
 def _compare_names(

@@ -2,10 +2,8 @@
 
 A reconstruction is shown with two pictures, the one that was seen and a foil; the rater picks one.
 The list of trials is a deterministic function of seed and rater, every answer is on the disk before
-the next trial appears, and what is scored (`rating_scores`) is what the file says. The buttons are
-in `rating_widget`.
-
-The page of the human test: a reconstruction, two candidates, two buttons (ipywidgets).
+the next trial appears, and what is scored (`scores`) is what the file says. The page, with two
+candidates and two buttons, is `RatingWidget`.
 """
 
 from __future__ import annotations
@@ -192,22 +190,13 @@ class Session:
 
 
 def read_ratings(path: Path, design: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Read the answers of one rater.
-
-    Parameters
-    ----------
-    path : Path, `<rater>.csv`
-    design : DataFrame of `make_design`, compared row by row when given
-
-    Returns
-    -------
-    DataFrame with the columns `COLUMNS`; `trial` int, `correct` bool, `seconds` float
+    """Read the answers in `<rater>.csv`, with the columns `COLUMNS`.
 
     Raises
     ------
-    RatingsError
-        Names file and line of what is damaged or belongs to another design.
-    FileNotFoundError
+    RatingsError, FileNotFoundError
+        Names file and line of what is damaged or, where a design of `make_design` is given, does
+        not belong to it.
     """
     planned = None if design is None else _planned_cells(design)
     rows = pd.DataFrame(_checked_lines(Path(path), planned), columns=list(COLUMNS))

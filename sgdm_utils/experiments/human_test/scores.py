@@ -24,18 +24,17 @@ from sgdm_utils.metrics import statistics
 CHANCE = 0.5
 
 
-def score_conditions(ratings: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def score_conditions(ratings: pd.DataFrame) -> pd.DataFrame:
     """Share of correct answers per condition, for all raters together and for each.
 
     Parameters
     ----------
     ratings : DataFrame with `rater`, `condition`, `correct`
-    level : float, of the exact interval
 
     Returns
     -------
-    DataFrame with `rater` ("all" first), `condition`, `n`, `value`, `ci_low`, `ci_high`, `chance`,
-    `p_value` (exact binomial, one-sided against chance)
+    DataFrame with `rater` ("all" first), `condition`, `n`, `value`, `ci_low`, `ci_high` (95 %),
+    `chance`, `p_value` (exact binomial, one-sided against chance)
 
     Notes
     -----
@@ -47,7 +46,7 @@ def score_conditions(ratings: pd.DataFrame, level: float = 0.95) -> pd.DataFrame
     for rater, own in everybody:
         for condition, part in own.groupby("condition", sort=True):
             k, n = int(part["correct"].sum()), len(part)
-            low, high = binomtest(k, n).proportion_ci(level, method="exact")
+            low, high = binomtest(k, n).proportion_ci(0.95, method="exact")
             p = binomtest(k, n, CHANCE, alternative="greater").pvalue
             rows.append((rater, condition, n, k / n, low, high, CHANCE, p))
     columns = ["rater", "condition", "n", "value", "ci_low", "ci_high", "chance", "p_value"]

@@ -3,8 +3,6 @@
 The catalogue is data, not code: one entry for each data set and each set of pretrained weights that
 the study can name. Everything in it that nobody of this project has seen at its source carries
 `verified: false`; a checksum that is not known is null and never made up.
-
-What people are shown of the catalogue: the list, one entry, and how to get files by hand.
 """
 
 from __future__ import annotations

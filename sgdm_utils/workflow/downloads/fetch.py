@@ -2,11 +2,7 @@
 
 A file takes its name only when size and checksum are right; pooch verifies and keeps what is there,
 `transfers` continues what broke off. Where no checksum was published, the SHA-256 of the first
-download is written to `fetch.json` and later ones must match it.
-
-`fetch.json` beside fetched files: from where, under which licence, with which checksum.
-
-It is what a file without a published checksum is compared with when it is fetched again.
+download is written to `downloads.json` beside the files and later ones must match it.
 """
 
 from __future__ import annotations
@@ -16,7 +12,6 @@ import contextlib
 import errno
 import fnmatch
 import json
-import logging
 import re
 import shutil
 import sys
@@ -108,7 +103,8 @@ def fetch(
             try:
                 _fetch_one(file, folder, ledger, retry or Retry(), progress)
             except DownloadError as error:
-                _remove_if_empty((folder / file.path).parent)
+                with contextlib.suppress(OSError):  # an empty `sub-01` would look like lost files
+                    (folder / file.path).parent.rmdir()
                 rest = [f for f in chosen if not (folder / f.path).exists()]
                 route = manual_route(entry, folder, rest)
                 raise DownloadError(f"{name}: {error}\n{route}") from error
@@ -155,7 +151,9 @@ def _is_there(file: RemoteFile, folder: Path, ledger: Ledger) -> bool:
         return False
     if ledger.unchanged(file, path):
         return True
-    found = mismatch(file, path) or _differs_from(ledger.sha256(file), path)
+    found, known = mismatch(file, path), ledger.sha256(file)
+    if not found and known and (received := digest_file(path)) != known:
+        found = f"expected sha256:{known} as recorded in {LEDGER}, received {received}"
     if found:
         raise DownloadError(
             f"{path} is there but is not the published file: {found}. It was left as it is. Move it "
@@ -174,20 +172,19 @@ def _fetch_one(
     trusted = ledger.sha256(file)
     known = file.known_hash or (trusted and f"sha256:{trusted}")
     try:
-        with _quiet_pooch():
-            pooch.retrieve(file.url, known, path.name, path.parent, downloader=transfer)
+        # below warnings it tells to use the hash as `known_hash`, which is not how it is recorded
+        pooch.get_logger().setLevel("WARNING")
+        pooch.retrieve(file.url, known, path.name, path.parent, downloader=transfer)
     except DatasetError:
         raise
     except ValueError as error:  # pooch: the checksum is another one; it removed the file
         transfer.forget()
-        why = (
-            ""
-            if file.known_hash
-            else (
+        why = ""
+        if not file.known_hash:
+            why = (
                 f". The checksum was recorded in {LEDGER} when the file was first fetched; if its "
                 "publisher has replaced it, remove it from there"
             )
-        )
         raise DownloadError(
             f"{file.path}: {file.url} sent another file, it was removed: {error}{why}"
         ) from error
@@ -200,18 +197,6 @@ def _fetch_one(
         ) from error
     transfer.forget()
     ledger.record(file, path)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """An empty `sub-01` would look like a person whose files are missing."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _differs_from(sha256: str | None, path: Path) -> str:
-    if sha256 is None or (received := digest_file(path)) == sha256:
-        return ""
-    return f"expected sha256:{sha256} as recorded in {LEDGER}, received {received}"
 
 
 def _unpack_once(archive: Path, file: RemoteFile, ledger: Ledger) -> Path:
@@ -301,18 +286,6 @@ def _alone(folder: Path) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-
-
-@contextlib.contextmanager
-def _quiet_pooch() -> Iterator[None]:
-    """Pooch tells to use the hash as `known_hash`, which is not how this study records it."""
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 # ------------------------------------------------------------------ command line

@@ -249,11 +249,8 @@ def mismatch(file: RemoteFile, path: Path, checksum: bool = True) -> str:
     if checksum and file.known_hash:
         algorithm = file.known_hash.split(":")[0]
         received = f"{algorithm}:{pooch.file_hash(path, algorithm)}"
-        return (
-            ""
-            if received == file.known_hash
-            else f"expected {file.known_hash}, received {received}"
-        )
+        expected = f"expected {file.known_hash}, received {received}"
+        return "" if received == file.known_hash else expected
     if file.sha256_prefix and not (received := digest_file(path)).startswith(file.sha256_prefix):
         return f"expected a SHA-256 that begins with {file.sha256_prefix}, received {received}"
     return ""
