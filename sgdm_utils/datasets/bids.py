@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,7 +26,9 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
+from sgdm_utils.content import absent_content, require_content
 from sgdm_utils.datasets.tables import check_signal
+from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 
@@ -74,6 +77,16 @@ def find_recordings(
         },
         dtype=object,
     )
+    links = sorted(
+        p
+        for suffix in EEG_EXTENSIONS
+        for p in bids_root.glob(f"sub-*/**/eeg/*_eeg{suffix}")
+        if absent_content(p)  # they are not listed above
+    )
+    if subjects is not None:
+        chosen = tuple(f"sub-{str(s).removeprefix('sub-')}_" for s in subjects)
+        links = [p for p in links if p.name.startswith(chosen)]
+    require_content(*(p for p in links if not task or f"_task-{task}_" in p.name))
     if table.empty:
         raise DatasetError(
             f"{bids_root}: no EEG recording ({', '.join(EEG_EXTENSIONS)}) in sub-*/[ses-*/]eeg/"
@@ -122,9 +135,11 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
         A NaN or flat channel that is not marked as bad.
     """
     path = Path(bids_root) / recording["path"]
+    require_content(*sorted(path.parent.glob(path.name.rsplit("_", 1)[0] + "_*")))
     bids_path = mne_bids.get_bids_path_from_fname(path)
     check_channel_table(bids_path)
-    raw = _open(mne_bids.read_raw_bids, bids_path)
+    # the names tell which row of channels.tsv is whose, so its order may be another
+    raw = _open(partial(mne_bids.read_raw_bids, on_ch_mismatch="reorder"), bids_path)
     check_duration(raw, bids_path)
     eeg = mne.pick_types(raw.info, eeg=True, exclude=[])
     if not len(eeg):
@@ -135,6 +150,11 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
     if preload:
         raw.load_data(verbose="error")
         used = mne.pick_types(raw.info, eeg=True, exclude="bads")
+        if not len(used):
+            raise DatasetError(
+                f"{path}: all EEG channels are marked as bad (column status of its channels.tsv). "
+                "Mark the good ones as good, or leave the recording out"
+            )
         check_signal(raw.get_data(used), [raw.ch_names[i] for i in used], str(path))
         bads = [raw.ch_names[i] for i in eeg if raw.ch_names[i] in raw.info["bads"]]
         if bads:  # one NaN would spread to all channels through ICA and the reference
@@ -190,11 +210,8 @@ def _signal_digest(raw: mne.io.BaseRaw, seconds: float = 30.0) -> str:
 def _open(reader: Callable[..., mne.io.BaseRaw], path: Path | mne_bids.BIDSPath) -> mne.io.BaseRaw:
     try:
         return reader(path, verbose="error")
-    except Exception as error:  # readers raise whatever a broken header leads them to
-        raise DatasetError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Is the file, or one that "
-            "belongs to it, missing or damaged? Copy the recording again"
-        ) from error
+    except Exception as error:  # readers raise whatever a header or a table leads them to
+        raise DatasetError(explain(path, error)) from error
 
 
 def check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
@@ -381,6 +398,7 @@ def read_events(
     if stimulus:
         files = table[stimulus].str.replace("\\", "/")
         folder = bids_root / "stimuli"
+        require_content(*(folder / f for f in files.unique()))
         whole = {
             f: ".." not in PurePosixPath(f).parts and (folder / f).is_file() for f in files.unique()
         }

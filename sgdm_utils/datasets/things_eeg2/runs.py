@@ -46,6 +46,7 @@ from sgdm_utils.datasets.things_eeg2.design import (
     choose_subjects,
 )
 from sgdm_utils.datasets.things_eeg2.images import identify, load_image_set, word_of
+from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 
@@ -233,10 +234,7 @@ def _open(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     try:
         return mne.io.read_raw(path, preload=False, verbose="error").pick("eeg")
     except Exception as error:  # readers raise whatever a broken header leads them to
-        raise DatasetError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Are the files that belong to "
-            "it (.eeg, .vmrk) beside it, and whole? Download the recording again"
-        ) from error
+        raise DatasetError(explain(path, error)) from error
 
 
 BIDS_COLUMNS = ("onset", "sample", "value", "trial_type", "tot_img_number", "category_name")
