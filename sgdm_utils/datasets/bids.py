@@ -26,11 +26,11 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.content import absent_content, require_content
 from sgdm_utils.datasets.tables import check_signal
 from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
+from sgdm_utils.workflow.content import absent_content, require_content
 
 EEG_EXTENSIONS = [".vhdr", ".edf", ".bdf", ".set"]
 

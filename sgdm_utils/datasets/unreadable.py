@@ -15,7 +15,7 @@ from pathlib import Path
 import mne
 import mne_bids
 
-from sgdm_utils.content import absent_content
+from sgdm_utils.workflow.content import absent_content
 
 #: Columns of a BIDS table without which MNE-BIDS stops, and which of them are numbers.
 _TABLES = {

@@ -16,10 +16,10 @@ import pytest
 import scipy.io
 from small_bids import CHANNELS, PICTURES, add_recording, channels_tsv
 
-from sgdm_utils.content import require_content
 from sgdm_utils.datasets import bids
 from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.errors import DatasetError
+from sgdm_utils.workflow.content import require_content
 
 RUN = "sub-01/eeg/sub-01_task-see_run-01_"
 EVENTS, CHANNEL_TABLE, SIDECAR = RUN + "events.tsv", RUN + "channels.tsv", RUN + "eeg.json"
