@@ -15,7 +15,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -26,13 +27,21 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets.tables import check_signal
+from sgdm_utils.datasets.tables import check_signal, natural_order
 from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.content import absent_content, require_content
 
 EEG_EXTENSIONS = [".vhdr", ".edf", ".bdf", ".set"]
+#: What no electrode of the 10-05 system is called, and the type of such a channel.
+_NO_EEG = {
+    "eog": r".*eog.*",
+    "ecg": r".*e[ck]g.*",
+    "emg": r".*emg.*",
+    "misc": r"(status|trig(ger)?|sti(m)?|marker|event|photo(diode)?|diode|gsr|eda|resp|temp|acc)"
+    r"[ _-]?[\dxyz]*",
+}
 
 
 def find_recordings(
@@ -106,13 +115,57 @@ def find_recordings(
                 f"{bids_root}: no recording of {', '.join(missing)}; there is {present}"
             )
         table = table[table["subject"].isin(wanted)]
-    return table.sort_values(list(table.columns)).reset_index(drop=True)
+    return table.sort_values(list(table.columns), key=natural_order).reset_index(drop=True)
+
+
+def choose_sessions(
+    recordings: pd.DataFrame, sessions: Sequence[int | str], bids_root: Path
+) -> pd.DataFrame:
+    """Keep some sessions; 1, "01" and "ses-01" name the same.
+
+    Raises
+    ------
+    DatasetError
+        A subject without one of them.
+    """
+
+    def bare(name: int | str) -> str:
+        return str(name).removeprefix("ses-").lstrip("0") or "0"
+
+    wanted = {bare(s): s for s in sessions}
+    kept = recordings[recordings["session"].map(bare).isin(wanted)]
+    for subject, group in recordings.groupby("subject"):
+        lacking = sorted(set(wanted) - set(group["session"].map(bare)))
+        if lacking:
+            raise DatasetError(
+                f"{bids_root}: {subject} has no session {wanted[lacking[0]]!r}; there is "
+                f"{', '.join(sorted(set(group['session']))) or 'none'}. Copy it, or name fewer "
+                "(sessions)"
+            )
+    return kept.reset_index(drop=True)
+
+
+def require_channels(recording: Any, bids_root: Path, n_channels: int) -> None:
+    """Refuse another number of EEG channels than the study is configured for.
+
+    Raises
+    ------
+    DatasetError
+    """
+    raw = read_recording(recording, bids_root, preload=False)
+    count = len(mne.pick_types(raw.info, eeg=True, exclude=[]))
+    if count != n_channels:
+        raise DatasetError(
+            f"{Path(bids_root) / recording['path']} has {count} EEG channels, {n_channels} are "
+            "configured (n_channels)"
+        )
 
 
 def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne.io.BaseRaw:
     """Read one recording and refuse what cannot be analysed.
 
-    Channels with `status` bad in channels.tsv may be flat or hold NaN: they come back in
+    A channel that is typed EEG and called EOG1, ECG, Status or alike is typed by its name: it would
+    enter reference and whitening. Channels with `status` bad in channels.tsv may be flat or hold NaN: they come back in
     `info["bads"]` with NaN set to 0, to be interpolated. When an EEG channel has no position,
     all of them get one by name (in any case) from the standard 10-05 montage.
 
@@ -141,6 +194,7 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
     # the names tell which row of channels.tsv is whose, so its order may be another
     raw = _open(partial(mne_bids.read_raw_bids, on_ch_mismatch="reorder"), bids_path)
     check_duration(raw, bids_path)
+    raw.set_channel_types(_types_by_name(raw), verbose="error")
     eeg = mne.pick_types(raw.info, eeg=True, exclude=[])
     if not len(eeg):
         raise DatasetError(
@@ -160,6 +214,16 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
         if bads:  # one NaN would spread to all channels through ICA and the reference
             raw.apply_function(lambda x: np.nan_to_num(x, posinf=0.0, neginf=0.0), picks=bads)
     return raw
+
+
+def _types_by_name(raw: mne.io.BaseRaw) -> dict[str, str]:
+    """Types of the channels that are typed EEG and whose names say that they are none."""
+    return {
+        name: kind
+        for name in raw.copy().pick("eeg", exclude=[]).ch_names
+        for kind, pattern in _NO_EEG.items()
+        if re.fullmatch(pattern, name, re.IGNORECASE)
+    }
 
 
 def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> None:
@@ -297,7 +361,8 @@ class EventMapping:
     keep : mapping of column to list of values
         Only these rows are picture events. Without it, rows whose stimulus is `n/a` are left out.
     margin_s : float, seconds
-        Events closer than this to either end of a run are left out (no room for an epoch there).
+        Events closer than this to either end of a run, or beyond it, are left out (no room for an
+        epoch there).
     """
 
     stimulus_column: str | None = "stim_file"
@@ -331,7 +396,8 @@ def read_events(
     Returns
     -------
     DataFrame with `onset_s` (seconds from the first sample), `sample`, `image_id`, `concept`,
-    `stim_file` ("" without pictures), sorted by onset
+    `stim_file` ("" without pictures), sorted by onset; `attrs["left_out"]` counts what `margin_s`
+    left out
 
     Raises
     ------
@@ -376,13 +442,21 @@ def read_events(
 
     onset = pd.to_numeric(table["onset"], errors="coerce")
     refuse(onset.isna(), lambda i: f"the onset {table['onset'][i]!r} is no number", "Correct it")
-    sample = (onset * raw.info["sfreq"]).round().astype(int)
     duration = raw.n_times / raw.info["sfreq"]
-    refuse(
-        (sample < 0) | (sample >= raw.n_times),
+    sample = (onset * raw.info["sfreq"]).round().astype(int)
+    outside = (sample < 0) | (sample >= raw.n_times)
+    refuse(  # also with a margin where most are outside: a wrong unit is no event near the end
+        outside & (mapping.margin_s <= 0 or outside.mean() > 0.5),
         lambda i: f"the onset {onset[i]:g} s lies outside the recording (0 to {duration:.3f} s)",
-        "BIDS onsets are seconds from the first sample: are these milliseconds or samples?",
+        "BIDS onsets are seconds from the first sample: are these milliseconds or samples? If they "
+        "are right, margin_s (e.g. 1.0) leaves such events out",
     )
+    inside = ~outside & (onset >= mapping.margin_s) & (onset < duration - mapping.margin_s)
+    inside |= ~outside & (mapping.margin_s <= 0)
+    if not inside.any():
+        raise DatasetError(f"{sidecar}: margin_s = {mapping.margin_s:g} leaves no event of the run")
+    left_out = len(table) - int(inside.sum())
+    table, onset, sample = table[inside], onset[inside], sample[inside]
     refuse(
         sample.duplicated(),
         lambda i: f"there is an earlier event at the same sample (onset {onset[i]:g} s)",
@@ -413,10 +487,9 @@ def read_events(
         files = ""
         events["image_id"] = events["concept"] = table[label]
     events["stim_file"] = files
-    inside = (onset >= mapping.margin_s) & (onset < duration - mapping.margin_s)
-    if not inside.any():
-        raise DatasetError(f"{sidecar}: margin_s = {mapping.margin_s:g} leaves no event of the run")
-    return events[inside].sort_values("sample").reset_index(drop=True)
+    events = events.sort_values("sample").reset_index(drop=True)
+    events.attrs["left_out"] = left_out
+    return events
 
 
 def read_study(
@@ -424,17 +497,31 @@ def read_study(
     mapping: EventMapping,
     task: str | None = None,
     subjects: Iterable[str] | None = None,
+    sessions: Sequence[int | str] | None = None,
+    n_channels: int | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Check all recordings of a study and list all its picture events.
+
+    Parameters
+    ----------
+    bids_root, task, subjects : see `find_recordings`
+    mapping : EventMapping
+    sessions : sessions that each subject has to have, others are left out; None takes all
+    n_channels : int, refuse another number of EEG channels; None takes any
 
     Returns
     -------
     recordings : DataFrame, see `find_recordings`
     events : DataFrame with `subject`, `session`, `run`, `trial` (from 0 in each run), the columns
-        of `read_events`, and `repetition` (how often this subject had seen the image before)
+        of `read_events`, and `repetition` (how often this subject had seen the image before);
+        `attrs["left_out"]` counts the events that `margin_s` left out
     """
     recordings = find_recordings(bids_root, task, subjects)
+    if sessions:
+        recordings = choose_sessions(recordings, sessions, bids_root)
     check_recordings(recordings, bids_root)
+    if n_channels:
+        require_channels(recordings.iloc[0], bids_root, n_channels)
     parts = []
     for _, recording in recordings.iterrows():
         part = read_events(recording, bids_root, mapping)
@@ -444,7 +531,24 @@ def read_study(
         parts.append(part)
     events = pd.concat(parts, ignore_index=True)
     events["repetition"] = events.groupby(["subject", "image_id"]).cumcount()
+    events.attrs["left_out"] = sum(part.attrs["left_out"] for part in parts)
     return recordings, events
+
+
+def reading_notes(recordings: pd.DataFrame, events: pd.DataFrame, bids_root: Path) -> dict[str, str]:
+    """What a reader of the study should know: channels that are no EEG, events that were left out.
+
+    Parameters
+    ----------
+    recordings, events : DataFrames of `read_study`; `attrs["left_out"]` is taken off `events`
+    """
+    raw = read_recording(recordings.iloc[0], bids_root, preload=False)
+    kinds = zip(raw.ch_names, raw.get_channel_types(), strict=True)
+    others = ", ".join(f"{name} ({kind})" for name, kind in kinds if kind != "eeg")
+    return {
+        "channels that are no EEG": others or "none",
+        "events left out near the ends (margin_s)": str(events.attrs.pop("left_out", 0)),
+    }
 
 
 def image_table(events: pd.DataFrame) -> pd.DataFrame:

@@ -34,7 +34,7 @@ import scipy.io
 
 from sgdm_utils.datasets import bids
 from sgdm_utils.datasets.bids import EEG_EXTENSIONS, read_recording, read_tsv
-from sgdm_utils.datasets.tables import StudyTables, check_signal
+from sgdm_utils.datasets.tables import StudyTables, check_signal, natural_order
 from sgdm_utils.datasets.things_eeg2.design import (
     CHANNELS,
     SESSIONS,
@@ -181,7 +181,7 @@ def _listing(files: Sequence[Path], root: Path) -> pd.DataFrame:
             f"{root}: no recording sub-XX_ses-YY_task-test or -train in sub-*/ses-*/eeg/"
         )
     order = ["subject", "session", "task", "run", "path"]
-    return pd.DataFrame(rows, dtype=object)[order].sort_values(order).reset_index(drop=True)
+    return pd.DataFrame(rows, dtype=object)[order].sort_values(order, key=natural_order).reset_index(drop=True)
 
 
 def _require_runs(
