@@ -535,7 +535,9 @@ def read_study(
     return recordings, events
 
 
-def reading_notes(recordings: pd.DataFrame, events: pd.DataFrame, bids_root: Path) -> dict[str, str]:
+def reading_notes(
+    recordings: pd.DataFrame, events: pd.DataFrame, bids_root: Path
+) -> dict[str, str]:
     """What a reader of the study should know: channels that are no EEG, events that were left out.
 
     Parameters

@@ -181,7 +181,11 @@ def _listing(files: Sequence[Path], root: Path) -> pd.DataFrame:
             f"{root}: no recording sub-XX_ses-YY_task-test or -train in sub-*/ses-*/eeg/"
         )
     order = ["subject", "session", "task", "run", "path"]
-    return pd.DataFrame(rows, dtype=object)[order].sort_values(order, key=natural_order).reset_index(drop=True)
+    return (
+        pd.DataFrame(rows, dtype=object)[order]
+        .sort_values(order, key=natural_order)
+        .reset_index(drop=True)
+    )
 
 
 def _require_runs(
