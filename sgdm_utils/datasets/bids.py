@@ -13,7 +13,6 @@ What differs between studies is which column of `events.tsv` says what was seen;
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
+from sgdm_utils.datasets.same_signal import require_different
 from sgdm_utils.datasets.tables import check_signal, natural_order
 from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
@@ -232,11 +232,9 @@ def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> None:
     Raises
     ------
     DatasetError
-        A sampling rate or a set of EEG channels that differs from the first recording's; two
-        recordings with the same signal (a copy under another name).
+        A sampling rate or a set of EEG channels that differs from the first recording's.
     """
     first: mne.io.BaseRaw | None = None
-    seen: dict[str, str] = {}
     for _, recording in recordings.iterrows():
         raw = read_recording(recording, bids_root, preload=False)
         where, start = recording["path"], recordings.iloc[0]["path"]
@@ -256,19 +254,30 @@ def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> None:
                 f"missing, {', '.join(extra) or 'none'} new. If a channel was renamed, give it "
                 "one name in the data file's header and in channels.tsv"
             )
-        digest = _signal_digest(raw)
-        if digest in seen:
-            raise DatasetError(
-                f"{where} and {seen[digest]} hold the same signal: a recording was copied. "
-                "Counted twice it would stand in training and test at once; remove one of them"
-            )
-        seen[digest] = where
 
 
-def _signal_digest(raw: mne.io.BaseRaw, seconds: float = 30.0) -> str:
-    """Digest of the first half minute as decoded: headers differ between copies, samples do not."""
-    block = raw.get_data(stop=min(raw.n_times, int(seconds * raw.info["sfreq"])))
-    return hashlib.sha256(np.ascontiguousarray(block, dtype=np.float64)).hexdigest()
+def refuse_copies(
+    recordings: pd.DataFrame, events: Sequence[pd.DataFrame], bids_root: Path
+) -> None:
+    """Refuse a recording that is there twice, also in another format, cropped or resampled.
+
+    Parameters
+    ----------
+    recordings : DataFrame of `find_recordings`
+    events : for each recording, its events with `onset_s` and `image_id`
+    bids_root : Path
+
+    Raises
+    ------
+    DatasetError
+        See `same_signal.require_different`.
+    """
+    raw = read_recording(recordings.iloc[0], bids_root, preload=False)
+    require_different(
+        [Path(bids_root) / path for path in recordings["path"]],
+        events,
+        raw.copy().pick("eeg", exclude=[]).ch_names,
+    )
 
 
 def _open(reader: Callable[..., mne.io.BaseRaw], path: Path | mne_bids.BIDSPath) -> mne.io.BaseRaw:
@@ -529,6 +538,7 @@ def read_study(
         for column in ("run", "session", "subject"):
             part.insert(0, column, recording[column])
         parts.append(part)
+    refuse_copies(recordings, parts, bids_root)
     events = pd.concat(parts, ignore_index=True)
     events["repetition"] = events.groupby(["subject", "image_id"]).cumcount()
     events.attrs["left_out"] = sum(part.attrs["left_out"] for part in parts)

@@ -130,6 +130,7 @@ def tables(
         for column in ("run", "session", "subject"):
             part.insert(0, column, recording[column])
         parts.append(part)
+    bids.refuse_copies(recordings, parts, root)
     shown = pd.concat(parts, ignore_index=True)
     shown["repetition"] = shown.groupby(["subject", "image_id"]).cumcount()
     shown["stim_file"] = shown["image_id"].map(lambda name: files[name][0])
