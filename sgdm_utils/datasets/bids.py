@@ -13,10 +13,11 @@ What differs between studies is which column of `events.tsv` says what was seen;
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,11 +26,22 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets.tables import check_signal
+from sgdm_utils.datasets.same_signal import require_different
+from sgdm_utils.datasets.tables import check_signal, natural_order
+from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
+from sgdm_utils.workflow.content import absent_content, require_content
 
 EEG_EXTENSIONS = [".vhdr", ".edf", ".bdf", ".set"]
+#: What no electrode of the 10-05 system is called, and the type of such a channel.
+_NO_EEG = {
+    "eog": r".*eog.*",
+    "ecg": r".*e[ck]g.*",
+    "emg": r".*emg.*",
+    "misc": r"(status|trig(ger)?|sti(m)?|marker|event|photo(diode)?|diode|gsr|eda|resp|temp|acc)"
+    r"[ _-]?[\dxyz]*",
+}
 
 
 def find_recordings(
@@ -74,6 +86,16 @@ def find_recordings(
         },
         dtype=object,
     )
+    links = sorted(
+        p
+        for suffix in EEG_EXTENSIONS
+        for p in bids_root.glob(f"sub-*/**/eeg/*_eeg{suffix}")
+        if absent_content(p)  # they are not listed above
+    )
+    if subjects is not None:
+        chosen = tuple(f"sub-{str(s).removeprefix('sub-')}_" for s in subjects)
+        links = [p for p in links if p.name.startswith(chosen)]
+    require_content(*(p for p in links if not task or f"_task-{task}_" in p.name))
     if table.empty:
         raise DatasetError(
             f"{bids_root}: no EEG recording ({', '.join(EEG_EXTENSIONS)}) in sub-*/[ses-*/]eeg/"
@@ -93,13 +115,57 @@ def find_recordings(
                 f"{bids_root}: no recording of {', '.join(missing)}; there is {present}"
             )
         table = table[table["subject"].isin(wanted)]
-    return table.sort_values(list(table.columns)).reset_index(drop=True)
+    return table.sort_values(list(table.columns), key=natural_order).reset_index(drop=True)
+
+
+def choose_sessions(
+    recordings: pd.DataFrame, sessions: Sequence[int | str], bids_root: Path
+) -> pd.DataFrame:
+    """Keep some sessions; 1, "01" and "ses-01" name the same.
+
+    Raises
+    ------
+    DatasetError
+        A subject without one of them.
+    """
+
+    def bare(name: int | str) -> str:
+        return str(name).removeprefix("ses-").lstrip("0") or "0"
+
+    wanted = {bare(s): s for s in sessions}
+    kept = recordings[recordings["session"].map(bare).isin(wanted)]
+    for subject, group in recordings.groupby("subject"):
+        lacking = sorted(set(wanted) - set(group["session"].map(bare)))
+        if lacking:
+            raise DatasetError(
+                f"{bids_root}: {subject} has no session {wanted[lacking[0]]!r}; there is "
+                f"{', '.join(sorted(set(group['session']))) or 'none'}. Copy it, or name fewer "
+                "(sessions)"
+            )
+    return kept.reset_index(drop=True)
+
+
+def require_channels(recording: Any, bids_root: Path, n_channels: int) -> None:
+    """Refuse another number of EEG channels than the study is configured for.
+
+    Raises
+    ------
+    DatasetError
+    """
+    raw = read_recording(recording, bids_root, preload=False)
+    count = len(mne.pick_types(raw.info, eeg=True, exclude=[]))
+    if count != n_channels:
+        raise DatasetError(
+            f"{Path(bids_root) / recording['path']} has {count} EEG channels, {n_channels} are "
+            "configured (n_channels)"
+        )
 
 
 def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne.io.BaseRaw:
     """Read one recording and refuse what cannot be analysed.
 
-    Channels with `status` bad in channels.tsv may be flat or hold NaN: they come back in
+    A channel that is typed EEG and called EOG1, ECG, Status or alike is typed by its name: it would
+    enter reference and whitening. Channels with `status` bad in channels.tsv may be flat or hold NaN: they come back in
     `info["bads"]` with NaN set to 0, to be interpolated. When an EEG channel has no position,
     all of them get one by name (in any case) from the standard 10-05 montage.
 
@@ -122,10 +188,13 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
         A NaN or flat channel that is not marked as bad.
     """
     path = Path(bids_root) / recording["path"]
+    require_content(*sorted(path.parent.glob(path.name.rsplit("_", 1)[0] + "_*")))
     bids_path = mne_bids.get_bids_path_from_fname(path)
     check_channel_table(bids_path)
-    raw = _open(mne_bids.read_raw_bids, bids_path)
+    # the names tell which row of channels.tsv is whose, so its order may be another
+    raw = _open(partial(mne_bids.read_raw_bids, on_ch_mismatch="reorder"), bids_path)
     check_duration(raw, bids_path)
+    raw.set_channel_types(_types_by_name(raw), verbose="error")
     eeg = mne.pick_types(raw.info, eeg=True, exclude=[])
     if not len(eeg):
         raise DatasetError(
@@ -135,11 +204,26 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
     if preload:
         raw.load_data(verbose="error")
         used = mne.pick_types(raw.info, eeg=True, exclude="bads")
+        if not len(used):
+            raise DatasetError(
+                f"{path}: all EEG channels are marked as bad (column status of its channels.tsv). "
+                "Mark the good ones as good, or leave the recording out"
+            )
         check_signal(raw.get_data(used), [raw.ch_names[i] for i in used], str(path))
         bads = [raw.ch_names[i] for i in eeg if raw.ch_names[i] in raw.info["bads"]]
         if bads:  # one NaN would spread to all channels through ICA and the reference
             raw.apply_function(lambda x: np.nan_to_num(x, posinf=0.0, neginf=0.0), picks=bads)
     return raw
+
+
+def _types_by_name(raw: mne.io.BaseRaw) -> dict[str, str]:
+    """Types of the channels that are typed EEG and whose names say that they are none."""
+    return {
+        name: kind
+        for name in raw.copy().pick("eeg", exclude=[]).ch_names
+        for kind, pattern in _NO_EEG.items()
+        if re.fullmatch(pattern, name, re.IGNORECASE)
+    }
 
 
 def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> None:
@@ -148,11 +232,9 @@ def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> None:
     Raises
     ------
     DatasetError
-        A sampling rate or a set of EEG channels that differs from the first recording's; two
-        recordings with the same signal (a copy under another name).
+        A sampling rate or a set of EEG channels that differs from the first recording's.
     """
     first: mne.io.BaseRaw | None = None
-    seen: dict[str, str] = {}
     for _, recording in recordings.iterrows():
         raw = read_recording(recording, bids_root, preload=False)
         where, start = recording["path"], recordings.iloc[0]["path"]
@@ -172,29 +254,37 @@ def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> None:
                 f"missing, {', '.join(extra) or 'none'} new. If a channel was renamed, give it "
                 "one name in the data file's header and in channels.tsv"
             )
-        digest = _signal_digest(raw)
-        if digest in seen:
-            raise DatasetError(
-                f"{where} and {seen[digest]} hold the same signal: a recording was copied. "
-                "Counted twice it would stand in training and test at once; remove one of them"
-            )
-        seen[digest] = where
 
 
-def _signal_digest(raw: mne.io.BaseRaw, seconds: float = 30.0) -> str:
-    """Digest of the first half minute as decoded: headers differ between copies, samples do not."""
-    block = raw.get_data(stop=min(raw.n_times, int(seconds * raw.info["sfreq"])))
-    return hashlib.sha256(np.ascontiguousarray(block, dtype=np.float64)).hexdigest()
+def refuse_copies(
+    recordings: pd.DataFrame, events: Sequence[pd.DataFrame], bids_root: Path
+) -> None:
+    """Refuse a recording that is there twice, also in another format, cropped or resampled.
+
+    Parameters
+    ----------
+    recordings : DataFrame of `find_recordings`
+    events : for each recording, its events with `onset_s` and `image_id`
+    bids_root : Path
+
+    Raises
+    ------
+    DatasetError
+        See `same_signal.require_different`.
+    """
+    raw = read_recording(recordings.iloc[0], bids_root, preload=False)
+    require_different(
+        [Path(bids_root) / path for path in recordings["path"]],
+        events,
+        raw.copy().pick("eeg", exclude=[]).ch_names,
+    )
 
 
 def _open(reader: Callable[..., mne.io.BaseRaw], path: Path | mne_bids.BIDSPath) -> mne.io.BaseRaw:
     try:
         return reader(path, verbose="error")
-    except Exception as error:  # readers raise whatever a broken header leads them to
-        raise DatasetError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Is the file, or one that "
-            "belongs to it, missing or damaged? Copy the recording again"
-        ) from error
+    except Exception as error:  # readers raise whatever a header or a table leads them to
+        raise DatasetError(explain(path, error)) from error
 
 
 def check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
@@ -280,7 +370,8 @@ class EventMapping:
     keep : mapping of column to list of values
         Only these rows are picture events. Without it, rows whose stimulus is `n/a` are left out.
     margin_s : float, seconds
-        Events closer than this to either end of a run are left out (no room for an epoch there).
+        Events closer than this to either end of a run, or beyond it, are left out (no room for an
+        epoch there).
     """
 
     stimulus_column: str | None = "stim_file"
@@ -314,7 +405,8 @@ def read_events(
     Returns
     -------
     DataFrame with `onset_s` (seconds from the first sample), `sample`, `image_id`, `concept`,
-    `stim_file` ("" without pictures), sorted by onset
+    `stim_file` ("" without pictures), sorted by onset; `attrs["left_out"]` counts what `margin_s`
+    left out
 
     Raises
     ------
@@ -359,13 +451,21 @@ def read_events(
 
     onset = pd.to_numeric(table["onset"], errors="coerce")
     refuse(onset.isna(), lambda i: f"the onset {table['onset'][i]!r} is no number", "Correct it")
-    sample = (onset * raw.info["sfreq"]).round().astype(int)
     duration = raw.n_times / raw.info["sfreq"]
-    refuse(
-        (sample < 0) | (sample >= raw.n_times),
+    sample = (onset * raw.info["sfreq"]).round().astype(int)
+    outside = (sample < 0) | (sample >= raw.n_times)
+    refuse(  # also with a margin where most are outside: a wrong unit is no event near the end
+        outside & (mapping.margin_s <= 0 or outside.mean() > 0.5),
         lambda i: f"the onset {onset[i]:g} s lies outside the recording (0 to {duration:.3f} s)",
-        "BIDS onsets are seconds from the first sample: are these milliseconds or samples?",
+        "BIDS onsets are seconds from the first sample: are these milliseconds or samples? If they "
+        "are right, margin_s (e.g. 1.0) leaves such events out",
     )
+    inside = ~outside & (onset >= mapping.margin_s) & (onset < duration - mapping.margin_s)
+    inside |= ~outside & (mapping.margin_s <= 0)
+    if not inside.any():
+        raise DatasetError(f"{sidecar}: margin_s = {mapping.margin_s:g} leaves no event of the run")
+    left_out = len(table) - int(inside.sum())
+    table, onset, sample = table[inside], onset[inside], sample[inside]
     refuse(
         sample.duplicated(),
         lambda i: f"there is an earlier event at the same sample (onset {onset[i]:g} s)",
@@ -381,6 +481,7 @@ def read_events(
     if stimulus:
         files = table[stimulus].str.replace("\\", "/")
         folder = bids_root / "stimuli"
+        require_content(*(folder / f for f in files.unique()))
         whole = {
             f: ".." not in PurePosixPath(f).parts and (folder / f).is_file() for f in files.unique()
         }
@@ -395,10 +496,9 @@ def read_events(
         files = ""
         events["image_id"] = events["concept"] = table[label]
     events["stim_file"] = files
-    inside = (onset >= mapping.margin_s) & (onset < duration - mapping.margin_s)
-    if not inside.any():
-        raise DatasetError(f"{sidecar}: margin_s = {mapping.margin_s:g} leaves no event of the run")
-    return events[inside].sort_values("sample").reset_index(drop=True)
+    events = events.sort_values("sample").reset_index(drop=True)
+    events.attrs["left_out"] = left_out
+    return events
 
 
 def read_study(
@@ -406,17 +506,31 @@ def read_study(
     mapping: EventMapping,
     task: str | None = None,
     subjects: Iterable[str] | None = None,
+    sessions: Sequence[int | str] | None = None,
+    n_channels: int | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Check all recordings of a study and list all its picture events.
+
+    Parameters
+    ----------
+    bids_root, task, subjects : see `find_recordings`
+    mapping : EventMapping
+    sessions : sessions that each subject has to have, others are left out; None takes all
+    n_channels : int, refuse another number of EEG channels; None takes any
 
     Returns
     -------
     recordings : DataFrame, see `find_recordings`
     events : DataFrame with `subject`, `session`, `run`, `trial` (from 0 in each run), the columns
-        of `read_events`, and `repetition` (how often this subject had seen the image before)
+        of `read_events`, and `repetition` (how often this subject had seen the image before);
+        `attrs["left_out"]` counts the events that `margin_s` left out
     """
     recordings = find_recordings(bids_root, task, subjects)
+    if sessions:
+        recordings = choose_sessions(recordings, sessions, bids_root)
     check_recordings(recordings, bids_root)
+    if n_channels:
+        require_channels(recordings.iloc[0], bids_root, n_channels)
     parts = []
     for _, recording in recordings.iterrows():
         part = read_events(recording, bids_root, mapping)
@@ -424,9 +538,29 @@ def read_study(
         for column in ("run", "session", "subject"):
             part.insert(0, column, recording[column])
         parts.append(part)
+    refuse_copies(recordings, parts, bids_root)
     events = pd.concat(parts, ignore_index=True)
     events["repetition"] = events.groupby(["subject", "image_id"]).cumcount()
+    events.attrs["left_out"] = sum(part.attrs["left_out"] for part in parts)
     return recordings, events
+
+
+def reading_notes(
+    recordings: pd.DataFrame, events: pd.DataFrame, bids_root: Path
+) -> dict[str, str]:
+    """What a reader of the study should know: channels that are no EEG, events that were left out.
+
+    Parameters
+    ----------
+    recordings, events : DataFrames of `read_study`; `attrs["left_out"]` is taken off `events`
+    """
+    raw = read_recording(recordings.iloc[0], bids_root, preload=False)
+    kinds = zip(raw.ch_names, raw.get_channel_types(), strict=True)
+    others = ", ".join(f"{name} ({kind})" for name, kind in kinds if kind != "eeg")
+    return {
+        "channels that are no EEG": others or "none",
+        "events left out near the ends (margin_s)": str(events.attrs.pop("left_out", 0)),
+    }
 
 
 def image_table(events: pd.DataFrame) -> pd.DataFrame:

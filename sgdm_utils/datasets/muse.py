@@ -24,7 +24,7 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets.tables import check_signal
+from sgdm_utils.datasets.tables import check_signal, natural_order
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import paths
@@ -200,7 +200,7 @@ def convert(
     source : Path, folder of CSV files, in the order of their names
     destination : Path, BIDS root
     subject, session, task : str, BIDS entities
-    events : mapping of name to marker number, default `N170_EVENTS`
+    events : mapping of name to marker number; left out, `N170_EVENTS`, for the task n170 only
     marker_column : str
 
     Returns
@@ -213,8 +213,7 @@ def convert(
         A folder without CSV files, a file that cannot be used, a recording that is already there.
     """
     source, destination = Path(source), Path(destination)
-    events = dict(N170_EVENTS if events is None else events)
-    files = sorted(source.glob("*.csv"))
+    files = sorted(source.glob("*.csv"), key=lambda file: natural_order(pd.Series([file.name]))[0])
     if not files:
         raise DatasetError(f"{source}: no .csv file in this folder")
     if (destination / f"sub-{subject}" / f"ses-{session}").exists():
@@ -226,6 +225,13 @@ def convert(
     if destination.is_dir() and not (destination / "dataset_description.json").is_file():
         raise DatasetError(f"{destination} exists and is no BIDS data set: choose another name")
     runs = [read_csv(file, marker_column) for file in files]
+    if events is None and task.lower() != "n170":  # 1 and 2 mean something else in each experiment
+        there = sorted({int(n) for run in runs for n in np.unique(run.marker[run.marker != 0])})
+        raise DatasetError(
+            f"{source}: what the markers {', '.join(map(str, there))} mean in the task {task!r} is "
+            f"not known. Name them: --events {' '.join(f'NAME={n}' for n in there)}"
+        )
+    events = dict(N170_EVENTS if events is None else events)
     _refuse_known(runs, destination)
     raws = [to_raw(run, events) for run in runs]
     with atomic_directory(destination) as out:
@@ -307,12 +313,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--task", default="n170")
     parser.add_argument("--marker-column", default="Marker0")
     parser.add_argument("--events", nargs="+", type=_event, metavar="NAME=NUMBER",
-                        default=list(N170_EVENTS.items()))  # fmt: skip
+                        help="house=1 face=2 for the task n170, to be given for others")  # fmt: skip
     given = parser.parse_args(arguments)
     try:
         destination = paths.raw_dir(given.name)
         runs = convert(given.source, destination, given.subject, given.session, given.task,
-                       dict(given.events), given.marker_column)  # fmt: skip
+                       dict(given.events) if given.events else None, given.marker_column)  # fmt: skip
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

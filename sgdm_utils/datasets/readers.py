@@ -151,13 +151,24 @@ def open_study(
             "or let the notebook fetch it (catalogue); data/README.md has a section for each"
         )
     if dataset in OWN:
-        recordings, shown = bids.read_study(root, mapping, task or None, subjects)
+        recordings, shown = bids.read_study(
+            root, mapping, task or None, subjects, sessions, n_channels
+        )
         images = bids.image_table(shown).assign(partition="")
-        return StudyTables("continuous", recordings, shown, images)
+        notes = bids.reading_notes(recordings, shown, root)
+        return StudyTables("continuous", recordings, shown, images, notes)
+    asked = {"task": task}
+    if mapping is not None:
+        asked |= {"keep": mapping.keep, "margin_s": mapping.margin_s}
     extra: dict[str, Any] = {}
     if dataset == "kilogram":
         column = mapping.stimulus_column if mapping else None
-        extra = {"task": task, "stimulus_column": column or "stim_file"}
+        extra = {"stimulus_column": column or "stim_file"} | asked
+    elif ignored := [name for name, value in asked.items() if value]:
+        raise DatasetError(
+            f"{ignored[0]} is not read for dataset={dataset!r}, whose published events are taken as "
+            "they are: leave it out, or read the files with dataset='bids' or 'kilogram'"
+        )
     return FORMS[dataset].module.tables(
         Path(root), dataset, subjects, list(sessions) or None, n_channels or None, **extra
     )

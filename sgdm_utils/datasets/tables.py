@@ -7,6 +7,7 @@ the rest of the study sees the three tables below and asks for one recording at 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -99,6 +100,20 @@ class EpochedSignal:
                 f"the signal has the shape {tuple(self.data.shape)}, but its channel names and "
                 f"times make {shape}"
             )
+
+
+def natural_order(names: pd.Series) -> pd.Series:
+    """Sort key by which run 2 precedes run 10: `table.sort_values("run", key=natural_order)`.
+
+    Parameters
+    ----------
+    names : Series of str
+
+    Returns
+    -------
+    Series of str, every number in them written with twelve digits
+    """
+    return names.map(lambda name: re.sub(r"\d+", lambda m: m.group().zfill(12), str(name)))
 
 
 def check_signal(data: np.ndarray, ch_names: list[str], where: str) -> None:

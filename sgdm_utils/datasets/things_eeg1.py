@@ -103,6 +103,7 @@ def tables(
         part, n_targets = _read_events(recording, root, pictures, n_channels)
         parts.append(part)
         targets += n_targets
+    bids.refuse_copies(recordings, parts, root)
     shown = pd.concat(parts, ignore_index=True)
     shown["repetition"] = shown.groupby(["subject", "image_id"]).cumcount()
     images = bids.image_table(shown)

@@ -104,7 +104,8 @@ def clip_pixels(pictures: np.ndarray, model: nn.Module) -> torch.Tensor:
     Parameters
     ----------
     pictures : uint8 array of shape (n, height, width, 3)
-    model : open_clip model, its `visual.image_size` decides the size
+    model : open_clip model; its `visual` has the size, and the mean and spread that were subtracted
+        and divided by when it was trained (CLIP's where it states none)
 
     Returns
     -------
@@ -119,7 +120,12 @@ def clip_pixels(pictures: np.ndarray, model: nn.Module) -> torch.Tensor:
     size = (size, size) if isinstance(size, int) else tuple(size)
     if x.shape[-2:] != size:
         x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(0, 1)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    # what open_clip read from the model's preprocess_cfg; a network built here has OpenAI's
+    stated = (getattr(model.visual, name, None) for name in ("image_mean", "image_std"))
+    mean, std = (
+        torch.tensor(v or default).view(1, 3, 1, 1)
+        for v, default in zip(stated, (CLIP_MEAN, CLIP_STD), strict=True)
+    )
     return (x - mean) / std
 
 

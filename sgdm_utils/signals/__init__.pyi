@@ -3,8 +3,10 @@ from .files import Averages, TrialFile
 from .load import AveragingSampler, Unwhitened, load_trials, unwhitening
 from .noise import NoiseError, NoiseModel
 from .quality import (
+    MIN_CEILING_IMAGES,
     average_repetitions,
     find_bad_channels,
+    n_repeated_images,
     repetition_groups,
     split_half_reliability,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli.maps import structure_map
 from sgdm_utils.workflow.artifacts import Artifact
 
@@ -90,5 +91,19 @@ class StoredStimuli:
 
 
 def open_stimuli(data: Path | Artifact) -> StoredStimuli:
-    """Open the pictures that `00_data` stored."""
-    return StoredStimuli(data)
+    """Open the pictures that `00_data` stored.
+
+    Raises
+    ------
+    DatasetError
+        A study without pictures, where only labels of what was seen are known.
+    """
+    stored = StoredStimuli(data)
+    if "category" not in stored.table:
+        raise DatasetError(
+            "this study has no pictures, only labels of what was seen, and this step needs them. Put "
+            "the picture files into stimuli/ of the data set, name their column in 00_data "
+            "(stimulus_column) and run 00_data and 01_preprocessing again; or end the study before "
+            "this step, until: 01_preprocessing in config/<study>.yaml"
+        )
+    return stored

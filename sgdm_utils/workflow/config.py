@@ -207,6 +207,7 @@ def step(
         the study.
     """
     require_notebook(notebook)
+    require_within(config, notebook)
     stage = next((s for s in paths.STAGES.values() if s.notebook == notebook), None)
     names = notebook_parameters(notebook)
     per_subject = stage.per_subject if stage else "subject" in names
@@ -215,6 +216,24 @@ def step(
     _check_choice(notebook, "seed", seed, config.all_seeds if per_seed else None, config)
     name = stage.name if stage else Path(notebook).name
     return Step(config.study, notebook, name, subject, seed)
+
+
+def require_within(config: StudyConfig, notebook: str) -> None:
+    """Refuse a notebook of the chain that comes after the study's last one.
+
+    Raises
+    ------
+    ConfigError
+        Names `until` and the file that has it. Experiments stand beside the chain and are let
+        through: what they read tells whether they can run.
+    """
+    chain = {stage.notebook for stage in paths.STAGES.values()}
+    if notebook in chain and notebook > config.until:
+        raise ConfigError(
+            f"study {config.study!r} ends with {config.until}, so {notebook} is not part of it. "
+            f"Otherwise change it in {paths.relative(config.path)}: until: {notebook}, or leave "
+            "until out"
+        )
 
 
 def resolve(config: StudyConfig, step: Step) -> dict[str, Any]:

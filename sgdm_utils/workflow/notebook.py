@@ -175,7 +175,8 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Run:
     Raises
     ------
     ConfigError
-        When a parameter does not have the declared type: somebody edited or injected it.
+        When a parameter does not have the declared type: somebody edited or injected it. When the
+        study has a configuration, and it ends before this notebook (`until`).
 
     Examples
     --------
@@ -184,7 +185,10 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Run:
     >>> with run.write(notes={"n_pictures": 12}) as out:
     ...     table.to_parquet(out / "table.parquet")
     """
-    return Run(notebook, config.collect(notebook, namespace))
+    parameters = config.collect(notebook, namespace)
+    if parameters["study"] in config.studies():
+        config.require_within(config.load_study(parameters["study"]), notebook)
+    return Run(notebook, parameters)
 
 
 def require(**checks: tuple[bool, str] | Iterable[tuple[bool, str]]) -> None:

@@ -169,7 +169,7 @@ def points_of(name: int) -> str:
         (points_of(3), "1,2 1e999,3 4,5", "polygon 3 holds '1e999'"),
         (points_of(3), "0,0 10,10 20,20", "polygon 3 is degenerate"),
         (points_of(1), "0,0 50,50 50,0 0,50", "polygon 1 is degenerate"),
-        (points_of(2), points_of(1), "mean |cos| of their angles is 0.00 and 0.00"),
+        (points_of(2), points_of(1), "the polygons 1 and 2 have the same corners"),
         ('id="5"', 'id="5" transform="scale(2)"', "polygon 5 has 0.364 of the area"),
         ('id="5"', 'id="5" transform="skewX(3)"', r"'skewX(3)' is not understood"),
         ('id="5"', 'id="5" transform="matrix(1,0,0,1)"', r"'matrix(1,0,0,1)' is not understood"),
@@ -186,6 +186,21 @@ def test_a_faulty_figure_is_named(tmp_path, old, new, message):
     with pytest.raises(DatasetError) as error:
         read_svg(path)
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_figure_with_two_parallelograms_is_read_with_a_note(tmp_path):
+    """Two files of the collection are like this, and people were shown them."""
+    points = boat()
+    assert read_svg(write(tmp_path / "a.svg", svg_text(points))).note == ""
+    square, parallelogram = points[0], points[1]
+    points[0] = parallelogram + [200, 0]
+    figure = read_svg(write(tmp_path / "b.svg", svg_text(points)))
+    assert figure.note.startswith("two parallelograms and no square")
+    np.testing.assert_allclose(np.ptp(figure.pieces[0], 0), np.ptp(figure.pieces[1], 0), atol=1e-6)
+    assert render(figure, 64)[1].any() and relations(figure).shape == (7, 7)
+    points[:2] = [square, square + [200, 0]]
+    figure = read_svg(write(tmp_path / "c.svg", svg_text(points)))
+    assert figure.note.startswith("two squares and no parallelogram; polygon 2 has the place")
 
 
 def test_other_files_are_refused(tmp_path):

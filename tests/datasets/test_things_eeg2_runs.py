@@ -282,7 +282,7 @@ def test_a_new_segment_at_the_start_is_no_picture_and_one_in_the_middle_is_refus
     ("suffix", "message"),
     [
         (".vmrk", r"task-test_eeg\.vmrk is missing"),
-        (".eeg", r"task-test_eeg\.vhdr cannot be read .*FileNotFoundError"),
+        (".eeg", r"task-test_eeg\.vhdr cannot be read without .*_eeg\.eeg, which it names"),
     ],
 )
 def test_a_file_that_belongs_to_the_header_is_missing(copy_of, suffix, message):

@@ -14,6 +14,7 @@ import pandas as pd
 
 from sgdm_utils.datasets.alljoined import order as alljoined_order
 from sgdm_utils.datasets.alljoined.order import PARTITIONS, SUB06, OrderError
+from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 
@@ -67,12 +68,14 @@ def read_subject(
                 run=f"{number:02d}", where=str(files[0])
             )
             first = raw.get_data(stop=int(30 * SFREQ))
+            digest = hashlib.sha256(np.ascontiguousarray(first)).hexdigest()
             rows.append(
                 {
                     "subject": name, "session": f"{session:02d}", "task": "images",
                     "run": f"{number:02d}", "path": files[0].relative_to(root).as_posix(),
                     "_channels": raw.ch_names,
-                    "_digest": hashlib.sha256(np.ascontiguousarray(first)).hexdigest(),
+                    # without any signal nothing was recorded yet, in every recording alike
+                    "_digest": digest if np.ptp(first, axis=1).any() else "",
                 }
             )  # fmt: skip
     facts: dict = {}
@@ -198,9 +201,7 @@ def open_edf(path: Path) -> mne.io.BaseRaw:
     try:
         raw = mne.io.read_raw_edf(path, exclude=others, stim_channel=None, verbose="error")
     except Exception as error:  # readers raise whatever a broken header leads them to
-        raise DatasetError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Copy the recording again"
-        ) from error
+        raise DatasetError(explain(path, error)) from error
     if raw.info["sfreq"] != SFREQ:
         raise DatasetError(
             f"{path} was sampled at {raw.info['sfreq']:g} Hz, Alljoined-1.6M at {SFREQ:g} Hz"

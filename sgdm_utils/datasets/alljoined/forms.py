@@ -212,7 +212,7 @@ def _flat_subject(
             {
                 "subject": name, "session": "", "task": "images", "run": run,
                 "path": path.as_posix(), "_channels": list(signal.ch_names),
-                "_digest": hashlib.sha256(start).hexdigest(),
+                "_digest": hashlib.sha256(start).hexdigest() if np.ptp(start) else "",
             }
         )  # fmt: skip
     return recordings, pd.concat(parts, ignore_index=True), facts
@@ -236,7 +236,7 @@ def _compare(
             f"{path} has other EEG channels than {first[0][0]}: {', '.join(missing) or 'none'} "
             f"missing, {', '.join(extra) or 'none'} new"
         )
-    if digest in seen:
+    if digest and digest in seen:
         raise DatasetError(
             f"{path} and {seen[digest]} hold the same signal: a recording was copied. Remove one"
         )

@@ -23,6 +23,7 @@ from shapely.geometry import Polygon
 
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import tangrams
+from sgdm_utils.workflow.content import require_content
 
 IDS = ("1", "2", "3", "4", "5", "6", "7")
 AREA_TOLERANCE = 0.06  # of the whole: less than 1/16, by which the shares of two kinds differ
@@ -42,18 +43,21 @@ class Tangram:
         In the order of `tangrams.PIECE_NAMES`, in fractions of the frame, y down (as from
         `tangrams.place`). The frame is the viewBox, made square by equal margins.
     svg_ids : tuple of 7 str, the polygon's id in the file, which the annotations of parts use
+    note : str, in which way the figure is no regular tangram, "" where it is one
     """
 
     name: str
     pieces: tangrams.Pieces
     svg_ids: tuple[str, ...]
+    note: str = ""
 
 
 def read_svg(path: Path) -> Tangram:
     """Read one figure and check that it is made of the seven tans.
 
     Polygons "3" to "7" are the tans that `tangrams` gives these numbers. "1" and "2" are the square
-    and the parallelogram; which is which is decided by their angles.
+    and the parallelogram; which is which is decided by their angles. Two files of the collection
+    have two parallelograms there: people were shown them, so they are read, with a note.
 
     The areas may be off by `AREA_TOLERANCE` of the whole, because a few figures of the collection
     were redrawn by hand with tans of a wrong size (page-G has a small triangle of 0.117 instead of
@@ -96,10 +100,18 @@ def read_svg(path: Path) -> Tangram:
     if missing:
         raise DatasetError(f"{path}: no polygon with the id {', '.join(missing)}: copy it again")
     _check_areas(found, path)
-    order = _square_first(found, path) + list(IDS[2:])
+    corners: dict[tuple, str] = {}
+    for name, points in found.items():
+        other = corners.setdefault(tuple(sorted(map(tuple, points.round(6)))), name)
+        if other != name:
+            raise DatasetError(
+                f"{path}: the polygons {other} and {name} have the same corners; give each its own"
+            )
+    first, note = _square_first(found)
+    order = first + list(IDS[2:])
     side = max(box[2:])
     corner = np.array(box[:2]) + (np.array(box[2:]) - side) / 2
-    return Tangram(path.stem, [(found[i] - corner) / side for i in order], tuple(order))
+    return Tangram(path.stem, [(found[i] - corner) / side for i in order], tuple(order), note)
 
 
 def relations(tangram: Tangram, tolerance: float = SNAP) -> np.ndarray:
@@ -131,6 +143,7 @@ class _Builder(ElementTree.TreeBuilder):
 
 
 def _parse(path: Path) -> ElementTree.Element:
+    require_content(path)
     try:
         parser = ElementTree.XMLParser(target=_Builder())
         root = ElementTree.parse(path, parser=parser).getroot()
@@ -228,17 +241,19 @@ def _check_areas(found: dict[str, np.ndarray], path: Path) -> None:
             )
 
 
-def _square_first(found: dict[str, np.ndarray], path: Path) -> list[str]:
-    """Return the ids "1" and "2" with the square in front."""
+def _square_first(found: dict[str, np.ndarray]) -> tuple[list[str], str]:
+    """Return the ids "1" and "2" with the square in front, and a note where both are of one kind."""
     skew = {}
     for name in IDS[:2]:
         sides = np.roll(found[name], -1, axis=0) - found[name]
         sides /= np.linalg.norm(sides, axis=1, keepdims=True)
         skew[name] = np.abs((sides * np.roll(sides, 1, axis=0)).sum(1)).mean()
     order = sorted(skew, key=skew.get)
-    if not skew[order[0]] < 0.35 < skew[order[1]]:  # cos 90 = 0 and cos 45 = 0.71
-        raise DatasetError(
-            f"{path}: of the polygons 1 and 2 one has to be a square and one a parallelogram with "
-            f"45 degrees; the mean |cos| of their angles is {skew['1']:.2f} and {skew['2']:.2f}"
-        )
-    return order
+    if skew[order[0]] < 0.35 < skew[order[1]]:  # cos 90 = 0 and cos 45 = 0.71
+        return order, ""
+    kind = "square" if skew[order[1]] < 0.35 else "parallelogram"
+    lacking = {"square": "parallelogram", "parallelogram": "square"}[kind]
+    return order, (
+        f"two {kind}s and no {lacking}; polygon {order[lacking == 'parallelogram']} has the place of "
+        f"the {lacking}"
+    )

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets import bids
-from sgdm_utils.datasets.kilogram.figures import read_svg
+from sgdm_utils.datasets.kilogram.figures import Tangram, read_svg
 from sgdm_utils.datasets.kilogram.pictures import read_json
 from sgdm_utils.datasets.tables import StudyTables
 from sgdm_utils.errors import DatasetError
@@ -115,16 +115,10 @@ def tables(
         raise DatasetError(f"subject {double[0]!r} is listed twice: name each once (subjects)")
     recordings = bids.find_recordings(root, task or None, subjects)
     if sessions is not None:
-        recordings = _choose_sessions(recordings, sessions, root)
+        recordings = bids.choose_sessions(recordings, sessions, root)
     bids.check_recordings(recordings, root)
     if n_channels is not None:
-        raw = bids.read_recording(recordings.iloc[0], root, preload=False)
-        count = len(mne.pick_types(raw.info, eeg=True, exclude=[]))
-        if count != n_channels:
-            raise DatasetError(
-                f"{root / recordings['path'].iloc[0]} has {count} EEG channels, {n_channels} are "
-                "configured (n_channels)"
-            )
+        bids.require_channels(recordings.iloc[0], root, n_channels)
     files = _figure_files(root / "stimuli")
     # the column names a figure, not always a file, so it is read as a label
     mapping = bids.EventMapping(None, stimulus_column, keep or {}, margin_s)
@@ -136,15 +130,20 @@ def tables(
         for column in ("run", "session", "subject"):
             part.insert(0, column, recording[column])
         parts.append(part)
+    bids.refuse_copies(recordings, parts, root)
     shown = pd.concat(parts, ignore_index=True)
     shown["repetition"] = shown.groupby(["subject", "image_id"]).cumcount()
     shown["stim_file"] = shown["image_id"].map(lambda name: files[name][0])
-    first_name = _first_names(sorted(shown["image_id"].unique()), files, root / "stimuli")
+    names = sorted(shown["image_id"].unique())
+    figures = {name: read_svg(root / "stimuli" / files[name][0]) for name in names}
+    first_name = _first_names(figures)
     shown["concept"] = shown["image_id"].map(first_name)
     images = bids.image_table(shown)
     images["partition"], why = _partition(images["image_id"], root)
-    notes = {
+    shown.attrs["left_out"] = sum(part.attrs["left_out"] for part in parts)
+    notes = bids.reading_notes(recordings, shown, root) | {
         "figures": len(images),
+        "figures_that_are_no_regular_tangram": {n: f.note for n, f in figures.items() if f.note},
         "figures_with_two_names": {a: b for a, b in first_name.items() if a != b},
         "partition": why,
         "transductive": False,
@@ -155,27 +154,6 @@ def tables(
 def read_raw(recording: Any, root: Path) -> mne.io.BaseRaw:
     """Read one recording of `tables`, checked; see `bids.read_recording`."""
     return bids.read_recording(recording, root)
-
-
-def _choose_sessions(
-    recordings: pd.DataFrame, sessions: Sequence[int | str], root: Path
-) -> pd.DataFrame:
-    """Keep some sessions; 1, "01" and "ses-01" name the same."""
-
-    def bare(name: int | str) -> str:
-        return str(name).removeprefix("ses-").lstrip("0") or "0"
-
-    wanted = {bare(s): s for s in sessions}
-    kept = recordings[recordings["session"].map(bare).isin(wanted)]
-    for subject, group in recordings.groupby("subject"):
-        lacking = sorted(set(wanted) - set(group["session"].map(bare)))
-        if lacking:
-            raise DatasetError(
-                f"{root}: {subject} has no session {wanted[lacking[0]]!r}; there is "
-                f"{', '.join(sorted(set(group['session']))) or 'none'}. Copy it, or name fewer "
-                "(sessions)"
-            )
-    return kept.reset_index(drop=True)
 
 
 def _figure_files(folder: Path) -> dict[str, list[str]]:
@@ -213,14 +191,13 @@ def _figure_names(
     return names
 
 
-def _first_names(names: Sequence[str], files: dict[str, list[str]], folder: Path) -> dict[str, str]:
-    """Read every figure; map each to the first one that has the same corners."""
+def _first_names(figures: Mapping[str, Tangram]) -> dict[str, str]:
+    """Map each figure to the first one that has the same corners."""
     first: dict[tuple, str] = {}
     same = {}
-    for name in names:
-        pieces = read_svg(folder / files[name][0]).pieces
+    for name, figure in figures.items():
         # sorted, because equal triangles and the corners of a tan may come in another order
-        key = tuple(sorted(tuple(sorted(map(tuple, p.round(3)))) for p in pieces))
+        key = tuple(sorted(tuple(sorted(map(tuple, p.round(3)))) for p in figure.pieces))
         same[name] = first.setdefault(key, name)
     return same
 

@@ -26,7 +26,7 @@ import scipy.io
 
 from sgdm_utils.datasets import bids
 from sgdm_utils.datasets.bids import EEG_EXTENSIONS, read_recording, read_tsv
-from sgdm_utils.datasets.tables import StudyTables, check_signal
+from sgdm_utils.datasets.tables import StudyTables, check_signal, natural_order
 from sgdm_utils.datasets.things_eeg2.design import (
     CHANNELS,
     SESSIONS,
@@ -38,6 +38,7 @@ from sgdm_utils.datasets.things_eeg2.design import (
     choose_subjects,
 )
 from sgdm_utils.datasets.things_eeg2.images import identify, load_image_set, word_of
+from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 
@@ -159,7 +160,11 @@ def _listing(files: Sequence[Path], root: Path) -> pd.DataFrame:
             f"{root}: no recording sub-XX_ses-YY_task-test or -train in sub-*/ses-*/eeg/"
         )
     order = ["subject", "session", "task", "run", "path"]
-    return pd.DataFrame(rows, dtype=object)[order].sort_values(order).reset_index(drop=True)
+    return (
+        pd.DataFrame(rows, dtype=object)[order]
+        .sort_values(order, key=natural_order)
+        .reset_index(drop=True)
+    )
 
 
 def _require_runs(
@@ -212,10 +217,7 @@ def _open(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     try:
         return mne.io.read_raw(path, preload=False, verbose="error").pick("eeg")
     except Exception as error:  # readers raise whatever a broken header leads them to
-        raise DatasetError(
-            f"{path} cannot be read ({type(error).__name__}: {error}). Are the files that belong to "
-            "it (.eeg, .vmrk) beside it, and whole? Download the recording again"
-        ) from error
+        raise DatasetError(explain(path, error)) from error
 
 
 BIDS_COLUMNS = ("onset", "sample", "value", "trial_type", "tot_img_number", "category_name")
