@@ -57,7 +57,10 @@ def study_values(notebook: str) -> dict:
 def networks(values: dict, size: int) -> tuple[torch.nn.ModuleDict, PictureVAE]:
     """Untrained generator of the study's size."""
     torch.manual_seed(0)
-    vae = PictureVAE(size, values["patch"], values["latent_channels"], values["vae_width"])
+    vae = PictureVAE(
+        size, values["patch"], values["latent_channels"], values["vae_width"],
+        outline_width=values["outline_width"],
+    )  # fmt: skip
     unet = generation_networks.make_unet(
         values["latent_channels"], vae.grid, EMBED_DIM, values["token_dim"],
         tuple(values["unet_widths"]),
@@ -90,7 +93,7 @@ def training_step(values, parts, vae, size, batch, device) -> Callable[[], None]
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             given = parts["condition"](z, level, yes, category, yes)
-            folded = conditioning.fold_maps(maps, vae.grid, level)
+            folded = conditioning.fold_maps(maps, vae.grid, level, x)
             output = generation_networks.predict(
                 parts["unet"], parts["controlnet"], x, t, given, folded, yes
             )
