@@ -208,13 +208,20 @@ def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> pd.DataFrame:
         A sampling rate or a set of EEG channels that differs from the first recording's; values
         that are not volts; two recordings with the same signal (a copy under another name).
     """
+    return _check_recordings(recordings, bids_root)[0]
+
+
+def _check_recordings(
+    recordings: pd.DataFrame, bids_root: Path
+) -> tuple[pd.DataFrame, list[mne.io.BaseRaw]]:
     first: mne.io.BaseRaw | None = None
     seen: dict[str, str] = {}
-    positions = []
+    positions, raws = [], []
     for _, recording in recordings.iterrows():
         raw, source = _open_recording(Path(bids_root) / recording["path"], Path(bids_root))
         check_magnitude(raw, str(Path(bids_root) / recording["path"]))
         positions.append(source)
+        raws.append(raw)
         where, start = recording["path"], recordings.iloc[0]["path"]
         if first is None:
             first = raw
@@ -240,7 +247,7 @@ def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> pd.DataFrame:
             )
         seen[digest] = where
     channels = [first.copy().pick("eeg").ch_names for _ in positions]
-    return recordings.assign(channels=channels, positions=positions)
+    return recordings.assign(channels=channels, positions=positions), raws
 
 
 def _signal_digest(raw: mne.io.BaseRaw, seconds: float = 30.0) -> str:
@@ -462,10 +469,10 @@ def read_study(
     events : DataFrame with `subject`, `session`, `run`, `trial` (from 0 in each run), the columns
         of `read_events`, and `repetition` (how often this subject had seen the image before)
     """
-    recordings = check_recordings(find_recordings(bids_root, task, subjects), bids_root)
+    recordings, raws = _check_recordings(find_recordings(bids_root, task, subjects), bids_root)
     parts = []
-    for _, recording in recordings.iterrows():
-        part = read_events(recording, bids_root, mapping)
+    for (_, recording), raw in zip(recordings.iterrows(), raws, strict=True):
+        part = read_events(recording, bids_root, mapping, raw)
         part.insert(0, "trial", np.arange(len(part)))
         for column in ("run", "session", "subject"):
             part.insert(0, column, recording[column])

@@ -20,7 +20,7 @@ import numpy as np
 
 from sgdm_utils.errors import DatasetError
 
-_CUT = re.compile(r"(BAD |EDGE )?boundary|-99|BAD_ACQ_SKIP|New Segment.*", re.IGNORECASE)
+_CUT = re.compile(r"(Comment/)?(BAD |EDGE )?boundary|-99|BAD_ACQ_SKIP|New Segment.*", re.IGNORECASE)
 
 
 class Pause(NamedTuple):

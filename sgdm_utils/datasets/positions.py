@@ -12,6 +12,7 @@ BIDS 1.10.0, appendix "Coordinate systems" (axes and origins of the frames).
 from __future__ import annotations
 
 import json
+from functools import cache
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,8 @@ def place_electrodes(
             raw.set_montage(montage, on_missing="ignore", verbose="error")
             return "; ".join([label, *reasons])
         reasons.append(f"{label} not used: {reason}")
-    standard = mne.channels.make_standard_montage(STANDARD_MONTAGE)
-    known = {name.lower() for name in standard.ch_names}
-    unknown = [name for name in names if name.lower() not in known]
+    standard, directions = _standard()
+    unknown = [name for name in names if name.lower() not in directions]
     if unknown:
         raise DatasetError(
             f"{recording}: channel {unknown[0]!r} has no position in electrodes.tsv that can be "
@@ -129,8 +129,7 @@ def _read(
         turned = {n: np.array([-y, x, z]) for n, (x, y, z) in positions.items()}
         return frame, label, mne.channels.make_dig_montage(turned, coord_frame="head"), ""
     if landmarks is None and frame.startswith(TEMPLATES):
-        template = mne.channels.make_standard_montage(STANDARD_MONTAGE, head_size=None)
-        found = template.get_positions()
+        found = _standard()[0].get_positions()  # drawn on a brain of the MNI
         landmarks = [found[k] for k in ("nasion", "lpa", "rpa")]
     if landmarks is None:
         return frame, label, None, "the frame is not known, and no NAS, LPA, RPA in it are given"
@@ -171,15 +170,13 @@ def _fault(info: mne.Info) -> str:
     radius = np.median(np.linalg.norm(loc, axis=1))
     if not RADIUS_M[0] < radius < RADIUS_M[1]:
         return f"a head of {100 * radius:.3g} cm radius"
-    standard = mne.channels.make_standard_montage(STANDARD_MONTAGE)
-    proper = {name.lower(): name for name in standard.ch_names}
-    named = [i for i, name in enumerate(info["ch_names"]) if name.lower() in proper]
+    directions = _standard()[1]
+    named = [i for i, name in enumerate(info["ch_names"]) if name.lower() in directions]
     # BioSemi's A1, B1 ... share a few names with the 10-05 system and mean other places
     if 2 * len(named) < len(loc):
         return ""
-    expected = mne.create_info([proper[info["ch_names"][i].lower()] for i in named], 1.0, "eeg")
-    expected.set_montage(standard, verbose="error")
-    cosine = (electrode_positions(info["chs"])[named] * electrode_positions(expected["chs"])).sum(1)
+    expected = np.array([directions[info["ch_names"][i].lower()] for i in named])
+    cosine = (electrode_positions(info["chs"])[named] * expected).sum(1)
     angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
     worst = info["ch_names"][named[int(angle.argmax())]]
     if np.median(angle) > LARGEST_MEDIAN or angle.max() > LARGEST:
@@ -188,3 +185,12 @@ def _fault(info: mne.Info) -> str:
             f"{worst} {angle.max():.0f}"
         )
     return ""
+
+
+@cache
+def _standard() -> tuple[mne.channels.DigMontage, dict[str, np.ndarray]]:
+    """Return the 10-05 system and its directions from the centre of the head, by name in small letters."""
+    montage = mne.channels.make_standard_montage(STANDARD_MONTAGE)
+    info = mne.create_info(montage.ch_names, 1.0, "eeg").set_montage(montage)
+    directions = electrode_positions(info["chs"])
+    return montage, dict(zip(map(str.lower, montage.ch_names), directions, strict=True))

@@ -18,6 +18,7 @@ import pytest
 import things_eeg2_files as files
 from things_eeg2_files import Design
 
+from sgdm_utils.datasets import readers
 from sgdm_utils.datasets.bids import image_table
 from sgdm_utils.datasets.pickles import UnsafePickleError
 from sgdm_utils.datasets.splits import assert_split_integrity
@@ -580,7 +581,7 @@ def flatten(content):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (to_microvolts, DatasetError, "these are not volts. Microvolts"),
+        (to_microvolts, DatasetError, r"10\^6 times too large.*multiplied by 1e-6"),
         (spoil_samples, ChannelError, r"raw_eeg_training\.npy: channel 'FC5' holds 3 samples"),
         (flatten, ChannelError, "no signal at all in C3"),
     ],
@@ -590,7 +591,7 @@ def test_a_faulty_raw_signal_is_named(copy_of, change, error, message):
     edit_raw(root, change)
     recording = tables(root, RAW, sessions=[1, 2]).recordings.iloc[0]
     with pytest.raises(error, match=message):
-        arrays.read_raw(recording, root)
+        readers.read_raw(RAW, recording, root)
 
 
 # ------------------------------------------------------------ planted faults: preprocessed
