@@ -12,8 +12,8 @@ BIDS 1.10.0, appendix "Coordinate systems" (axes and origins of the frames).
 from __future__ import annotations
 
 import json
-from functools import cache
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,10 @@ TEMPLATES = ("MNI", "ICBM", "IXI549", "fsaverage")  # brains in the space of the
 LANDMARKS = ("NAS", "LPA", "RPA")
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 RADIUS_M = (0.04, 0.2)  # median distance from the origin: a factor of 5, units differ by 10
-#: Degrees. Caps differ from the 10-05 template by 6 to 9 in the median (19 when drawn on a sphere),
-#: coordinates of the MNI that are taken for the head's by 22 to 32, turned ones by more.
-LARGEST_MEDIAN, LARGEST = 20.0, 45.0
+#: Degrees. Caps and heads differ from the 10-05 template by 2 to 9 in the median (13 at most), one
+#: that is drawn on a sphere by 19, coordinates of the MNI that are taken for the head's or the other
+#: way round by 16 to 32, turned ones by more.
+LARGEST_MEDIAN, LARGEST = 12.0, 30.0
 
 
 def place_electrodes(
@@ -144,7 +145,9 @@ def _scale(xyz: np.ndarray, unit: Any) -> float | None:
     if not len(radius):
         return None
     stated = [UNITS[unit]] if unit in UNITS else []
-    fitting = [s for s in (*stated, *UNITS.values()) if RADIUS_M[0] < np.median(radius) * s < RADIUS_M[1]]
+    fitting = [
+        s for s in (*stated, *UNITS.values()) if RADIUS_M[0] < np.median(radius) * s < RADIUS_M[1]
+    ]
     return fitting[0] if fitting else None
 
 

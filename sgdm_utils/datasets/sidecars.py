@@ -23,7 +23,9 @@ def entities(path: Path | str) -> dict[str, str]:
     return {key: value for key, _, value in (part.partition("-") for part in parts)}
 
 
-def find_sidecars(recording: Path, root: Path, ending: str, free: tuple[str, ...] = ()) -> list[Path]:
+def find_sidecars(
+    recording: Path, root: Path, ending: str, free: tuple[str, ...] = ()
+) -> list[Path]:
     """List the files that apply to a recording, on the lowest level that has any.
 
     Parameters

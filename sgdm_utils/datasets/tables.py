@@ -155,7 +155,9 @@ def in_order(raw: mne.io.BaseRaw, channels: Sequence[str], where: str) -> mne.io
             "changed after 00_data? Run it again"
         )
     place = iter(channels)
-    return raw.reorder_channels([next(place) if name in set(eeg) else name for name in raw.ch_names])
+    return raw.reorder_channels(
+        [next(place) if name in set(eeg) else name for name in raw.ch_names]
+    )
 
 
 def check_magnitude(raw: mne.io.BaseRaw, where: str) -> None:

@@ -5,7 +5,6 @@ Each study is written here: 14 channels, 20 s at 100 Hz, twelve pictures.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -56,7 +55,9 @@ def angles(raw: mne.io.BaseRaw) -> np.ndarray:
 # ------------------------------------------------------------------ the order of channels
 
 
-@pytest.mark.parametrize("other", ["sub-01_task-see_run-02", "sub-01_ses-02_task-see", "sub-02_task-see"])
+@pytest.mark.parametrize(
+    "other", ["sub-01_task-see_run-02", "sub-01_ses-02_task-see", "sub-02_task-see"]
+)
 def test_channels_are_stacked_by_name(tmp_path, other):
     """80 µV in Oz of a recording that lists its channels the other way round stay in row Oz."""
     wave = 80e-6 * np.sin(2 * np.pi * 10 * np.arange(2000) / SFREQ)
@@ -101,7 +102,9 @@ def rename(path: Path, old: str, new: str) -> None:
         renamed.write_bytes(text.replace(f"{path.stem}".encode(), renamed.stem.encode()))
 
 
-@pytest.mark.parametrize("entity", ["rec-x", "recording-x", "proc-x", "desc-x", "echo-1", "split-02", "old"])
+@pytest.mark.parametrize(
+    "entity", ["rec-x", "recording-x", "proc-x", "desc-x", "echo-1", "split-02", "old"]
+)
 def test_other_entities_are_named_and_the_advice_is_right(tmp_path, entity):
     write(tmp_path, volts=noise(1))
     path = write(tmp_path, f"sub-01_task-see_run-01_{entity}", noise(2))
@@ -119,11 +122,15 @@ def test_other_entities_are_named_and_the_advice_is_right(tmp_path, entity):
 def test_one_recording_in_two_files_is_refused(tmp_path):
     write(tmp_path, volts=noise(1))
     second = write(tmp_path, volts=noise(2), extension=".edf")
-    with pytest.raises(DatasetError, match=r"run-01_eeg\.edf and .*run-01_eeg\.vhdr are files of one"):
+    with pytest.raises(
+        DatasetError, match=r"run-01_eeg\.edf and .*run-01_eeg\.vhdr are files of one"
+    ):
         study(tmp_path)
     second.unlink()
     third = write(tmp_path, "sub-01_task-see_run-1", noise(3))
-    with pytest.raises(DatasetError, match=r"run-01_eeg\.vhdr and .*run-1_eeg\.vhdr are files of one"):
+    with pytest.raises(
+        DatasetError, match=r"run-01_eeg\.vhdr and .*run-1_eeg\.vhdr are files of one"
+    ):
         study(tmp_path)
     rename(third, "run-1", "run-3")
     assert len(study(tmp_path)[0].events) == 24
@@ -160,7 +167,9 @@ def test_two_tables_that_apply_alike_are_refused(tmp_path):
         shutil.copy(own, path.with_name(name))
     content = own.read_bytes()
     own.unlink()
-    with pytest.raises(DatasetError, match=r"apply to .* alike\. Copy the right one to .*run-01_events"):
+    with pytest.raises(
+        DatasetError, match=r"apply to .* alike\. Copy the right one to .*run-01_events"
+    ):
         study(tmp_path)
     own.write_bytes(content)
     assert len(study(tmp_path)[0].events) == 12
@@ -169,7 +178,9 @@ def test_two_tables_that_apply_alike_are_refused(tmp_path):
     table = pd.read_csv(channels, sep="\t").assign(status=["bad", *["good"] * 13])
     files.write_tsv(path.with_name("sub-01_task-see_acq-x_channels.tsv"), table)
     channels.unlink()
-    with pytest.raises(DatasetError, match=r"no channels\.tsv applies.*MNE-BIDS takes .*acq-x_channels"):
+    with pytest.raises(
+        DatasetError, match=r"no channels\.tsv applies.*MNE-BIDS takes .*acq-x_channels"
+    ):
         study(tmp_path)
     files.write_tsv(channels, table)
     assert study(tmp_path)[1][0].info["bads"] == ["Fp1"]

@@ -124,11 +124,13 @@ def write_recording(
     sfreq: float = 100.0,
     extension: str = ".vhdr",
     folder: str = "sub-01/eeg",
+    stimuli: list[str] | None = None,
     **options,
 ) -> Path:
     """Write one recording with channels.tsv, events.tsv and eeg.json; returns the data file.
 
-    `name` holds the entities ("sub-01_task-see_run-01"); `options` go to `write_signal`.
+    `name` holds the entities ("sub-01_task-see_run-01"), `pictures` is what events.tsv says, `stimuli`
+    the files there are (default: those); `options` go to `write_signal`.
     """
     root.mkdir(parents=True, exist_ok=True)
     description = {"Name": "small", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
@@ -143,8 +145,13 @@ def write_recording(
              "PowerLineFrequency": 50, "RecordingDuration": volts.shape[1] / sfreq,
              "RecordingType": "continuous"}  # fmt: skip
     path.with_name(f"{name}_eeg.json").write_text(json.dumps(facts))
+    write_pictures(root, pictures if stimuli is None else stimuli)
+    return path
+
+
+def write_pictures(root: Path, pictures: list[str]) -> None:
+    """Put empty files where the pictures of a study are."""
     for picture in pictures:
         file = root / "stimuli" / picture
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    return path
