@@ -97,7 +97,7 @@ def tables(
         )
     for path in recordings["path"]:  # first: MNE-BIDS reads the events too, and names no line
         _read_table(root / path)
-    bids.check_recordings(recordings, root)
+    recordings = bids.check_recordings(recordings, root)
     parts, targets, pictures = [], 0, {}
     for _, recording in recordings.iterrows():
         part, n_targets = _read_events(recording, root, pictures, n_channels)
@@ -122,7 +122,8 @@ def tables(
             "ceilings"
         ),
     }
-    return StudyTables("continuous", recordings, shown, images, notes | _exclusions(root, names))
+    notes |= bids.notes_of(recordings) | _exclusions(root, names)
+    return StudyTables("continuous", recordings, shown, images, notes)
 
 
 def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:

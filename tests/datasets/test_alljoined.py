@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sgdm_utils.datasets import tables
+from sgdm_utils.datasets import readers, tables
 from sgdm_utils.datasets.alljoined import forms
 from sgdm_utils.datasets.alljoined import order as alljoined_order
 from sgdm_utils.datasets.pickles import UnsafePickleError
@@ -501,8 +501,8 @@ def test_another_number_of_channels_or_another_rate_is_named(study):
 def test_microvolts_taken_for_volts_and_flat_channels_are_named(study):
     rewrite(study, unit="")
     row = read(study, subjects=["sub-01"]).recordings.iloc[0]
-    with pytest.raises(DatasetError, match=r"beyond 0\.1 V.*lack the unit"):
-        forms.read_raw(row, study)
+    with pytest.raises(DatasetError, match=r"10\^6 times too large.*physical dimension"):
+        readers.read_raw("alljoined_edf", row, study)
     data = samples_of(1, 1, 1)
     data[4] = 4200
     write_edf(block_file(study, 1, 1, 1), data, block_markers(experiment(1), 1, 1))
