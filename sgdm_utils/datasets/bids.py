@@ -26,7 +26,7 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets.pauses import find_pauses, refuse_pauses
+from sgdm_utils.datasets.pauses import BESIDE_S, SEAM, beside_seams, find_pauses, mark_seams
 from sgdm_utils.datasets.positions import place_electrodes
 from sgdm_utils.datasets.same_signal import require_different
 from sgdm_utils.datasets.sidecars import entities, find_sidecar, read_tsv
@@ -265,7 +265,10 @@ def _open_recording(path: Path, root: Path) -> tuple[mne.io.BaseRaw, str]:
     raw = _open(partial(mne_bids.read_raw_bids, on_ch_mismatch="reorder"), bids_path)
     check_duration(raw, bids_path)
     raw.set_channel_types(_types_by_name(raw), verbose="error")
-    refuse_pauses(path, find_pauses(path, header, raw), raw.info["sfreq"])
+    pauses = find_pauses(path, header, raw)
+    if pauses:
+        events = find_sidecar(path, root, "events.tsv")
+        mark_seams(raw, path, pauses, read_tsv(events) if events else None)
     if not len(mne.pick_types(raw.info, eeg=True, exclude=[])):
         raise DatasetError(
             f"{path}: no channel of type EEG; see the column `type` of its channels.tsv"
@@ -279,8 +282,8 @@ def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame, `recordings` with `channels` (names of the EEG channels in the order of the first
-    recording; `read_recording` puts the others into it) and `positions` (where those of the
-    electrodes are from)
+    recording; `read_recording` puts the others into it), `positions` (where those of the electrodes
+    are from) and `seams` (pauses within)
 
     Raises
     ------
@@ -319,7 +322,8 @@ def _check_recordings(
                 "one name in the data file's header and in channels.tsv"
             )
     channels = [first.copy().pick("eeg").ch_names for _ in positions]
-    return recordings.assign(channels=channels, positions=positions), raws
+    seams = [int((raw.annotations.description == SEAM).sum()) for raw in raws]
+    return recordings.assign(channels=channels, positions=positions, seams=seams), raws
 
 
 def refuse_copies(
@@ -509,8 +513,12 @@ def read_events(
     )
     inside = ~outside & (onset >= mapping.margin_s) & (onset < duration - mapping.margin_s)
     inside |= ~outside & (mapping.margin_s <= 0)
+    inside &= ~beside_seams(raw, sample, mapping.margin_s)
     if not inside.any():
-        raise DatasetError(f"{sidecar}: margin_s = {mapping.margin_s:g} leaves no event of the run")
+        raise DatasetError(
+            f"{sidecar}: margin_s = {mapping.margin_s:g} leaves no event of the run (a pause in it "
+            f"counts as an end, with {BESIDE_S:g} s at least). Lower it, or leave the run out"
+        )
     left_out = len(table) - int(inside.sum())
     table, onset, sample = table[inside], onset[inside], sample[inside]
     refuse(
@@ -611,9 +619,15 @@ def reading_notes(
 
 
 def notes_of(recordings: pd.DataFrame) -> dict[str, str]:
-    """Return what has to be said of the electrodes: where their positions are from, in how many runs."""
+    """Return what has to be said: where electrode positions are from, which runs were paused."""
     counts = recordings["positions"].value_counts()
-    return {"electrodes": " | ".join(f"{source} ({n} runs)" for source, n in counts.items())}
+    notes = {"electrodes": " | ".join(f"{source} ({n} runs)" for source, n in counts.items())}
+    paused = recordings["path"][recordings["seams"] > 0]
+    if len(paused):
+        notes["paused"] = (
+            f"{', '.join(paused)}: events within {BESIDE_S:g} s of a seam are left out"
+        )
+    return notes
 
 
 def image_table(events: pd.DataFrame) -> pd.DataFrame:

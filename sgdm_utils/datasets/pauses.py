@@ -1,7 +1,9 @@
 """Recordings that were paused or cut, in files that put the pieces end to end.
 
 MNE reads them as if nothing was missing. What an onset after the pause means is then open (seconds
-on the clock, or samples of the file), and epochs and filters run across the seam.
+on the clock, or samples of the file), and epochs and filters run across the seam. Where the column
+`sample` of events.tsv settles it, the seam is marked, filters stop there and events beside it are
+left out; everything else is refused.
 
 References
 ----------
@@ -17,10 +19,15 @@ from typing import NamedTuple
 
 import mne
 import numpy as np
+import pandas as pd
 
 from sgdm_utils.errors import DatasetError
 
 _CUT = re.compile(r"(Comment/)?(BAD |EDGE )?boundary|-99|BAD_ACQ_SKIP|New Segment.*", re.IGNORECASE)
+
+
+SEAM = "EDGE boundary"  # MNE's filters treat what lies before and behind it apart
+BESIDE_S = 1.0  # events this close to a seam are left out
 
 
 class Pause(NamedTuple):
@@ -28,6 +35,7 @@ class Pause(NamedTuple):
 
     sample: int
     seconds: float
+    on_clock: bool = False  # the file tells the time (EDF+D), so its onsets may count it
 
 
 def find_pauses(path: Path, *raws: mne.io.BaseRaw) -> list[Pause]:
@@ -56,14 +64,35 @@ def find_pauses(path: Path, *raws: mne.io.BaseRaw) -> list[Pause]:
     return [found[sample] for sample in sorted(found) if 1 < sample < n_times - 1]
 
 
-def refuse_pauses(path: Path, pauses: list[Pause], sfreq: float) -> None:
-    """Refuse a recording with seams inside.
+def mark_seams(
+    raw: mne.io.BaseRaw, path: Path, pauses: list[Pause], events: pd.DataFrame | None = None
+) -> None:
+    """Mark seams as MNE's filters know them, in place, where the events count samples; else refuse.
+
+    Parameters
+    ----------
+    raw : mne.io.BaseRaw
+    path : Path, for the message
+    pauses : list of Pause
+    events : DataFrame of text, `onset` and `sample` of events.tsv
 
     Raises
     ------
     DatasetError
-        With sample and length of each, and how to make runs of the pieces.
+        With sample and length of each seam, and how to make runs of the pieces.
     """
+    sfreq = raw.info["sfreq"]
+    if events is not None and {"onset", "sample"} <= set(events):
+        numbers = events[["onset", "sample"]].apply(pd.to_numeric, errors="coerce").dropna()
+        behind = numbers["sample"] >= min((p.sample for p in pauses), default=0)
+        counted = (numbers["onset"] * sfreq - numbers["sample"]).abs()[behind] < 1
+        if len(counted) and counted.all() and not any(p.on_clock for p in pauses):
+            seams = [p.sample / sfreq for p in pauses]
+            raw.set_annotations(
+                raw.annotations + mne.Annotations(seams, 0.0, SEAM, raw.annotations.orig_time),
+                verbose="error",
+            )
+            return
     if not pauses:
         return
     seams = ", ".join(
@@ -74,9 +103,29 @@ def refuse_pauses(path: Path, pauses: list[Pause], sfreq: float) -> None:
     raise DatasetError(
         f"{path} was paused or cut {len(pauses)} times: {seams}. An onset behind a seam may count "
         "the time on the clock or the samples of the file, and filters and epochs would run across "
-        "it. Save each piece as a run of its own (run-01, run-02, ...; EDFbrowser converts EDF+D "
+        "it. Give the column `sample` of events.tsv the index of each event in the file, where "
+        "`onset` is that index over the sampling rate (not for EDF+D and BDF+D), or save each piece "
+        "as a run of its own (run-01, run-02, ...; EDFbrowser converts EDF+D "
         "and BDF+D to such files), with the onsets of its events counted from its own first sample"
     )
+
+
+def beside_seams(raw: mne.io.BaseRaw, sample: np.ndarray, margin_s: float) -> np.ndarray:
+    """Tell which events lie so close to a marked seam that an epoch would run across it.
+
+    Parameters
+    ----------
+    raw : mne.io.BaseRaw
+    sample : int array of shape (n_events,)
+    margin_s : float, seconds that are kept free; at least `BESIDE_S`
+
+    Returns
+    -------
+    bool array of shape (n_events,)
+    """
+    at = raw.annotations.onset[raw.annotations.description == SEAM]
+    distance = np.abs(np.subtract.outer(np.asarray(sample) / raw.info["sfreq"], at))
+    return (distance < max(margin_s, BESIDE_S)).any(axis=1)
 
 
 def _record_gaps(path: Path, sfreq: float) -> list[Pause]:
@@ -84,6 +133,8 @@ def _record_gaps(path: Path, sfreq: float) -> list[Pause]:
     width = 3 if path.suffix.lower() == ".bdf" else 2
     with path.open("rb") as stream:
         head = stream.read(256)
+        if head[192:197] not in (b"EDF+D", b"BDF+D"):  # plain or declared continuous
+            return []
         n_header, length, count = int(head[184:192]), float(head[244:252]), int(head[252:256])
         fields = stream.read(256 * count)
     labels = [fields[16 * i : 16 * (i + 1)].decode("latin-1").strip() for i in range(count)]
@@ -91,7 +142,7 @@ def _record_gaps(path: Path, sfreq: float) -> list[Pause]:
     sizes = [width * int(fields[start + 8 * i : start + 8 * (i + 1)]) for i in range(count)]
     marks = [i for i, label in enumerate(labels) if label in ("EDF Annotations", "BDF Annotations")]
     n_records = (path.stat().st_size - n_header) // max(1, sum(sizes))
-    if not marks or not n_records or not length:  # neither EDF+ nor BDF+: cannot be paused
+    if not marks or not n_records or not length:
         return []
     begin = sum(sizes[: marks[0]])
     records = np.memmap(path, np.uint8, "r", n_header, (n_records, sum(sizes)))
@@ -102,7 +153,7 @@ def _record_gaps(path: Path, sfreq: float) -> list[Pause]:
             return []  # no time-keeping: MNE reads the records as they come
         time = float(time[0])
         if expected is not None and abs(time - expected) > max(1 / sfreq, 1e-3):
-            gaps.append(Pause(round(i * length * sfreq), time - expected))
+            gaps.append(Pause(round(i * length * sfreq), time - expected, on_clock=True))
         # the mean pace, not the last record: rounded times do not add up to a gap
         if expected is None or gaps and gaps[-1].sample == round(i * length * sfreq):
             origin, first = time, i

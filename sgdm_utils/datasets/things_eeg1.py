@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets import bids
+from sgdm_utils.datasets.pauses import find_pauses, mark_seams
 from sgdm_utils.datasets.tables import StudyTables
 from sgdm_utils.errors import DatasetError
 
@@ -164,6 +165,7 @@ def _read_events(
             "derivative? The raw recording lies in sub-*/eeg/"
         )
     sidecar, table, numbers = _read_table(path)
+    mark_seams(raw, path, find_pauses(path, raw), table)
     keep = sorted(set(table["istarget"][numbers["istarget"] == 0]))
     mapping = bids.EventMapping(stimulus_column=None, label_column="stim", keep={"istarget": keep})
     part = bids.read_events(recording, root, mapping, raw)

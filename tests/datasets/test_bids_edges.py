@@ -354,6 +354,28 @@ def test_a_boundary_that_only_the_events_tell_is_a_pause(tmp_path):
         study(tmp_path)
 
 
+@pytest.mark.parametrize("extension", [".set", ".vhdr"])
+def test_a_seam_is_marked_where_the_events_count_samples(tmp_path, extension):
+    volts = noise()
+    volts[:, 1000:] += 3e-3  # electrodes were dry after the pause
+    text = "boundary" if extension == ".set" else "BAD boundary"
+    path = write(tmp_path, volts=volts, extension=extension, annotations=[(10.0, 0.0, text)])
+    sidecar = path.with_name("sub-01_task-see_run-01_events.tsv")
+    table = pd.read_csv(sidecar, sep="\t")
+    files.write_tsv(sidecar, table.assign(sample=np.round(table["onset"] * SFREQ).astype(int)))
+    tables, (raw,) = study(tmp_path)
+    assert tables.events["onset_s"].tolist() == [t for t in ONSETS if abs(t - 10) >= 1]
+    assert "within 1 s of a seam" in tables.notes["paused"]
+    filtered = raw.copy().filter(1.0, 30.0, verbose="error").get_data()
+    apart = mne.filter.filter_data(volts[:, :1000], SFREQ, 1.0, 30.0, verbose="error")
+    np.testing.assert_allclose(filtered[:, :1000], apart, atol=2e-7)
+    # on the clock a sample is another one: nothing settles it
+    later = table.assign(sample=np.round(table["onset"] * SFREQ).astype(int) - 200)
+    files.write_tsv(sidecar, later)
+    with pytest.raises(DatasetError, match="column `sample` of events.tsv"):
+        study(tmp_path)
+
+
 # --------------------------------------------------------------------------------- magnitude
 
 

@@ -58,6 +58,13 @@ class Run:
     frame: str = "none"
     length_unit: str = "m"
     level: int = 0  # folders above the recording that hold events.tsv
+    counted: bool = False  # events.tsv has the column `sample`
+
+    @property
+    def shown(self) -> list[int]:
+        """Numbers of the events that are read: not those beside a marked seam."""
+        seam = self.pause and self.counted and self.extension == ".set"
+        return [k for k, o in enumerate(self.onsets) if not seam or abs(o - self.pause) >= 1]
 
     @property
     def folder(self) -> str:
@@ -107,12 +114,12 @@ def studies(draw: st.DrawFn) -> list[Run]:
                 factor=one(1.0, 1.0, 1.0, 1e3, 1e6, 1e-6) if extension in (".vhdr", ".set") else 1.0,
                 pause=one(0, 0, 0, 3) if edf or extension == ".set" else 0,
                 frame=one(*FRAMES) if extension != "mne-bids" else "none",
-                length_unit=one("m", "cm", "mm", "n/a"), level=level,
+                length_unit=one("m", "cm", "mm", "n/a"), counted=one(False, True), level=level,
             )
         )  # fmt: skip
-    if level and any(run.pause for run in runs):  # pieces have events of their own
-        runs = [dataclasses.replace(run, pause=0) for run in runs]
-    return runs
+    # pieces have events of their own, and one table says the same of all runs
+    runs = [dataclasses.replace(r, pause=0, counted=False) if level else r for r in runs]
+    return [r if r.shown else dataclasses.replace(r, counted=False) for r in runs]
 
 
 def write(runs: list[Run], root: Path) -> None:
@@ -222,7 +229,7 @@ def check(runs: list[Run]) -> None:
             shutil.rmtree(root)
     else:
         raise AssertionError("advice without end")
-    assert len(events) == sum(len(run.onsets) for run in runs)
+    assert len(events) == sum(len(run.shown) for run in runs)
     assert len(raws) == len(runs)
     channels = None
     for run in runs:
@@ -233,10 +240,11 @@ def check(runs: list[Run]) -> None:
         assert raw.ch_names == channels, "trials are stacked row by row"
         rows = [run.names.index(name) for name in channels]
         np.testing.assert_allclose(raw.get_data(), run.values[rows], atol=5e-8)
-        assert mine["onset_s"].tolist() == pytest.approx(run.onsets)
-        assert mine["stim_file"].tolist() == list(run.stim_files)
+        onsets = np.array(run.onsets)[run.shown]
+        assert mine["onset_s"].tolist() == pytest.approx(onsets)
+        assert mine["stim_file"].tolist() == [run.stim_files[k] for k in run.shown]
         cut, _ = signals.cut_epochs(raw, mine["sample"].to_numpy(), SFREQ, 0, 0.02, False, 0)
-        at = np.round(np.array(run.onsets) * SFREQ).astype(int)
+        at = np.round(onsets * SFREQ).astype(int)
         np.testing.assert_allclose(cut[..., 0], run.values[rows][:, at].T, atol=5e-8)
         info = mne.create_info(channels, 1.0, "eeg").set_montage(STANDARD_MONTAGE)
         cosine = (electrode_positions(raw.info["chs"]) * electrode_positions(info["chs"])).sum(1)
