@@ -458,7 +458,7 @@ def read_events(
         outside & (mapping.margin_s <= 0 or outside.mean() > 0.5),
         lambda i: f"the onset {onset[i]:g} s lies outside the recording (0 to {duration:.3f} s)",
         "BIDS onsets are seconds from the first sample: are these milliseconds or samples? If they "
-        "are right, margin_s (e.g. 1.0) leaves such events out",
+        "are right, margin_s of 00_data (e.g. 1.0) leaves such events out",
     )
     inside = ~outside & (onset >= mapping.margin_s) & (onset < duration - mapping.margin_s)
     inside |= ~outside & (mapping.margin_s <= 0)
