@@ -28,7 +28,7 @@ import pandas as pd
 
 from sgdm_utils.datasets.same_signal import require_different
 from sgdm_utils.datasets.tables import check_signal, natural_order
-from sgdm_utils.datasets.unreadable import explain
+from sgdm_utils.datasets.unreadable import explain, json_problem
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.content import absent_content, require_content
@@ -292,6 +292,8 @@ def check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
     sidecar = bids_path.find_matching_sidecar("eeg", ".json", on_error="ignore")
     stated = None
     if sidecar is not None:
+        if problem := json_problem(Path(sidecar)):  # epochs in a format that knows of none
+            raise DatasetError(problem)
         stated = json.loads(Path(sidecar).read_text(encoding="utf-8-sig")).get("RecordingDuration")
     length = raw.n_times / raw.info["sfreq"]
     if isinstance(stated, int | float) and length < stated - 1:  # many sidecars are rounded
