@@ -31,7 +31,7 @@ from sgdm_utils.datasets.positions import place_electrodes
 from sgdm_utils.datasets.same_signal import require_different
 from sgdm_utils.datasets.sidecars import entities, find_sidecar, read_tsv
 from sgdm_utils.datasets.tables import check_magnitude, check_signal, in_order, natural_order
-from sgdm_utils.datasets.unreadable import explain
+from sgdm_utils.datasets.unreadable import explain, json_problem
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.content import require_content
 
@@ -358,6 +358,8 @@ def check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
     sidecar = bids_path.find_matching_sidecar("eeg", ".json", on_error="ignore")
     stated = None
     if sidecar is not None:
+        if problem := json_problem(Path(sidecar)):  # epochs in a format that knows of none
+            raise DatasetError(problem)
         stated = json.loads(Path(sidecar).read_text(encoding="utf-8-sig")).get("RecordingDuration")
     length = raw.n_times / raw.info["sfreq"]
     if isinstance(stated, int | float) and length < stated - 1:  # many sidecars are rounded
@@ -509,7 +511,7 @@ def read_events(
         outside & (mapping.margin_s <= 0 or outside.mean() > 0.5),
         lambda i: f"the onset {onset[i]:g} s lies outside the recording (0 to {duration:.3f} s)",
         "BIDS onsets are seconds from the first sample: are these milliseconds or samples? If they "
-        "are right, margin_s (e.g. 1.0) leaves such events out",
+        "are right, margin_s of 00_data (e.g. 1.0) leaves such events out",
     )
     inside = ~outside & (onset >= mapping.margin_s) & (onset < duration - mapping.margin_s)
     inside |= ~outside & (mapping.margin_s <= 0)

@@ -192,11 +192,13 @@ def check_magnitude(raw: mne.io.BaseRaw, where: str) -> None:
         With the factor that it looks like and where the unit is written.
     """
     names = [raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True)]  # bad ones are left out
+    if not names:
+        return
     n_samples = min(raw.n_times, max(2, round(raw.info["sfreq"])))
     starts = np.linspace(0, raw.n_times - n_samples, 20).astype(int)
     blocks = [raw.get_data(names, i, i + n_samples, verbose="error") for i in np.unique(starts)]
     span = np.median([np.ptp(block, axis=1) for block in blocks], axis=0)
-    if not len(names) or not np.isfinite(span).all() or not (span > 0).any():
+    if not np.isfinite(span).all() or not (span > 0).any():
         return  # `check_signal` says more of these
     typical = float(np.median(span[span > 0]))
     extreme = span.max()

@@ -28,7 +28,7 @@ from PIL import Image
 from shapely import contains_xy
 from shapely.geometry import Polygon
 
-from sgdm_utils.datasets import bids, splits
+from sgdm_utils.datasets import bids, readers, splits
 from sgdm_utils.datasets.kilogram import pictures as kilogram_pictures
 from sgdm_utils.datasets.kilogram import recordings
 from sgdm_utils.datasets.kilogram.figures import Tangram, read_svg, relations
@@ -673,6 +673,17 @@ def test_a_doubled_event_is_named_and_a_late_one_can_be_left_out(tmp_path):
     assert 0 < len(everything) - len(inside) < 5
     only = recordings.tables(tmp_path, keep={"trial_type": ["tangram"]}).events
     pd.testing.assert_frame_equal(only, everything)
+    for asked in ({"margin_s": 2.5}, {"keep": {"trial_type": ["nothing"]}}):  # through the one door
+        mapping = bids.EventMapping("stim_file", "concept", **asked)
+        if "keep" in asked:
+            with pytest.raises(DatasetError, match="no event is left"):
+                readers.open_study("kilogram", tmp_path, ["sub-01"], mapping)
+        else:
+            found = readers.open_study("kilogram", tmp_path, ["sub-01"], mapping)
+            pd.testing.assert_frame_equal(found.events, inside)
+            assert found.notes["events left out near the ends (margin_s)"] == str(
+                len(everything) - len(inside)
+            )
     edit(sidecar, "onset", lambda onsets: [*onsets[:3], onsets[2], *onsets[4:]])
     with pytest.raises(DatasetError, match=r"line 5 .*earlier event at the same sample"):
         recordings.tables(tmp_path)

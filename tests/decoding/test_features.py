@@ -22,7 +22,14 @@ from PIL import Image
 
 from sgdm_utils.decoding import clip as decoding_clip
 from sgdm_utils.decoding import features
-from sgdm_utils.decoding.clip import clip_features, read_picture, weights_digest
+from sgdm_utils.decoding.clip import (
+    CLIP_MEAN,
+    CLIP_STD,
+    clip_features,
+    clip_pixels,
+    read_picture,
+    weights_digest,
+)
 from sgdm_utils.decoding.features import (
     FeatureError,
     FeatureOrderError,
@@ -475,6 +482,18 @@ def test_clip_features_of_an_array(clip, tmp_path):
         FeatureError, match=r"6 of 6 picture files are missing, the first is 0\.png"
     ):
         clip_features(clip, ids, [f"{k}.png" for k in range(6)], path)
+
+
+def test_pixels_are_normalised_as_the_model_was_trained(clip, monkeypatch):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    monkeypatch.setattr(clip.visual, "image_size", (8, 8))
+    unit = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    for name, mean, std in (("clip", CLIP_MEAN, CLIP_STD), ("siglip", (0.5,) * 3, (0.5,) * 3)):
+        if name == "siglip":  # what open_clip sets from its preprocess_cfg
+            monkeypatch.setattr(clip.visual, "image_mean", mean, raising=False)
+            monkeypatch.setattr(clip.visual, "image_std", std, raising=False)
+        expected = (unit - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        torch.testing.assert_close(clip_pixels(pictures, clip), expected)
 
 
 def test_the_digest_of_weights_sees_every_weight(clip):

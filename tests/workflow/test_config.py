@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import nbformat
 import pytest
 
 from sgdm_utils.workflow import config, parameters, paths
+from sgdm_utils.workflow.notebook import begin
 
 DATA_CELL = """
 study: str = "demo"  # name of the study
@@ -209,6 +212,26 @@ def test_a_step_that_is_not_in_the_plan_is_refused(project, arguments, expected)
     with pytest.raises(config.ConfigError) as caught:
         config.step(config.load_study("mine"), *arguments)
     assert expected in str(caught.value)
+
+
+def test_a_study_ends_where_it_says(project):
+    """By the command and by hand in Jupyter; changing what the message names lets both go on."""
+    project("until: 01_preprocessing\n")
+    by_hand = {"study": "mine", "seed": 0, "rate": 1e-3}
+    for start in (
+        lambda: config.step(config.load_study("mine"), "03_contrastive_alignment", seed=0),
+        lambda: begin("03_contrastive_alignment", by_hand),
+    ):
+        project("until: 01_preprocessing\n")
+        with pytest.raises(config.ConfigError, match="'mine' ends with 01_preprocessing") as caught:
+            start()
+        project(re.search(r"until: \w+", str(caught.value)).group() + "\n")
+        start()
+        project()  # or left out
+        start()
+    project("until: 01_preprocessing\n")
+    begin("01_preprocessing", {"study": "mine", "subject": "sub-01"})
+    begin("03_contrastive_alignment", by_hand | {"study": "of no configuration"})
 
 
 def test_a_notebook_that_does_not_take_what_the_plan_tells_it_is_refused(project):
