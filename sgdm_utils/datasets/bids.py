@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets.pauses import BESIDE_S, SEAM, beside_seams, find_pauses, mark_seams
-from sgdm_utils.datasets.positions import place_electrodes
+from sgdm_utils.datasets.positions import AS_MEASURED, place_electrodes
 from sgdm_utils.datasets.same_signal import require_different
 from sgdm_utils.datasets.sidecars import entities, find_sidecar, read_tsv
 from sgdm_utils.datasets.tables import check_magnitude, check_signal, in_order, natural_order
@@ -61,12 +61,14 @@ def find_recordings(
     Returns
     -------
     DataFrame with `subject` ("sub-01"), `session`, `task`, `run` (strings, "" where the data set
-    has none) and `path` (relative to `bids_root`), sorted by these columns
+    has none; "acq-low_01" where an acquisition is named) and `path` (relative to `bids_root`),
+    sorted by these columns
 
     Raises
     ------
     DatasetError
-        When there is no such folder, recording, task or subject.
+        When there is no such folder, recording, task or subject; a name that leaves open whether
+        two files are two recordings.
     """
     bids_root = Path(bids_root)
     if not (bids_root / "dataset_description.json").is_file():
@@ -622,8 +624,9 @@ def reading_notes(
 
 def notes_of(recordings: pd.DataFrame) -> dict[str, str]:
     """Return what has to be said: where electrode positions are from, which runs were paused."""
-    counts = recordings["positions"].value_counts()
-    notes = {"electrodes": " | ".join(f"{source} ({n} runs)" for source, n in counts.items())}
+    notes, counts = {}, recordings["positions"].value_counts()
+    if set(counts.index) != {AS_MEASURED}:
+        notes["electrodes"] = " | ".join(f"{source} ({n} runs)" for source, n in counts.items())
     paused = recordings["path"][recordings["seams"] > 0]
     if len(paused):
         notes["paused"] = (

@@ -29,6 +29,7 @@ from sgdm_utils.workflow.content import require_content
 HEAD = ("CapTrak", "ElektaNeuromag", "ChietiItab")  # x right, y nose, z up, origin between the ears
 NOSE_LEFT_UP = ("EEGLAB", "EEGLAB-HJ", "CTF", "4DBti", "KitYokogawa")  # x nose, y left, z up
 TEMPLATES = ("MNI", "ICBM", "IXI549", "fsaverage")  # brains in the space of the MNI, by prefix
+AS_MEASURED = "electrodes.tsv (CapTrak)"  # the usual source, of which nothing needs to be said
 LANDMARKS = ("NAS", "LPA", "RPA")
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 RADIUS_M = (0.04, 0.2)  # median distance from the origin: a factor of 5, units differ by 10
@@ -109,16 +110,16 @@ def _read(
     systems = find_sidecars(recording, root, "coordsystem.json", free=("space",))
     systems = [s for s in systems if entities(s).get("space") == space]
     if not systems:
-        return "no coordsystem.json", table.name, None, "nothing says what its axes mean"
+        return "no coordsystem.json", "electrodes.tsv", None, "nothing says what its axes mean"
     require_content(systems[0])
     system = json.loads(systems[0].read_text(encoding="utf-8-sig"))
     frame, unit = str(system.get("EEGCoordinateSystem")), system.get("EEGCoordinateUnits")
     rows = read_tsv(table)
     if missing := [c for c in ("name", "x", "y", "z") if c not in rows]:
-        return frame, table.name, None, f"no column {', '.join(missing)}"
+        return frame, "electrodes.tsv", None, f"no column {', '.join(missing)}"
     xyz = rows[["x", "y", "z"]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     name, xyz = rows["name"].tolist(), xyz[:, :3]
-    scale, label = _scale(xyz, unit), table.name
+    scale, label = _scale(xyz, unit), "electrodes.tsv"
     if scale is None:
         return frame, label, None, f"not a head in any unit (it says {unit!r})"
     if scale != UNITS.get(unit):

@@ -510,6 +510,23 @@ def test_microvolts_taken_for_volts_and_flat_channels_are_named(study):
         forms.read_raw(row, study)
 
 
+def test_channels_in_another_order_are_stacked_by_name_or_refused(study):
+    data = samples_of(1, 1, 2)
+    markers = block_markers(experiment(1), 1, 2)
+    write_edf(block_file(study, 1, 1, 2), data[::-1], markers, names=ELECTRODES[::-1])
+    recordings = read(study, subjects=["sub-01"]).recordings
+    first, second = (
+        readers.read_raw("alljoined_edf", row, study) for row in recordings.to_dict("records")[:2]
+    )
+    assert first.ch_names == second.ch_names
+    np.testing.assert_allclose(second.get_data(), data * 1e-6, atol=8400e-6 / 65535)
+    names = ["AFz" if n == "Afz" else n for n in ELECTRODES]
+    for subject, ch_names in ((1, names), (2, names[::-1])):
+        write_flat(study, subject, experiment(subject), ch_names=ch_names)
+    with pytest.raises(DatasetError, match=r"sub-02.* channels in another order than .*sub-01"):
+        forms.tables(study, "alljoined_flat", ["sub-01", "sub-02"], sub06="as_listed")
+
+
 def exchange(markers):
     picture = [m.split(",")[1] for _, m in markers]
     i = next(i for i in range(8) if picture[i] != picture[i + 1])

