@@ -148,10 +148,14 @@ def clip_embedder(clip: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     side = clip.visual.image_size
     side = (side, side) if isinstance(side, int) else tuple(side)
 
+    weight = next(clip.parameters())
+    mean, std = mean.to(weight), std.to(weight)
+
     def embed(pictures: torch.Tensor) -> torch.Tensor:
-        if tuple(pictures.shape[-2:]) != side:
-            pictures = F.interpolate(pictures, size=side, mode="bicubic", antialias=True)
-        return clip.encode_image((pictures - mean.to(pictures)) / std.to(pictures))
+        batch = pictures.to(weight)
+        if tuple(batch.shape[-2:]) != side:
+            batch = F.interpolate(batch, size=side, mode="bicubic", antialias=True)
+        return clip.encode_image((batch - mean) / std).to(pictures)
 
     return embed
 

@@ -75,7 +75,10 @@ def results(study: str = "demo") -> str:
     lines.append(f"| *chance* | {shown} |")
     found = table("retrieval")
     top = found[(found["metric"] == "top1") & (found["condition"] == "eeg")]
-    models = {"sgdm": "EEG encoder", "ridge": "ridge regression", "ideal": "ideal decoder"}
+    models = {
+        "forward": "forward model", "sgdm": "EEG encoder (network)", "ridge": "ridge regression",
+        "ideal_full_noise": "ideal decoder that knows every noise-free answer",
+    }  # fmt: skip
     chance = top["chance"].iloc[0]
     gallery = int(top["n"].iloc[0])
     lines += [
@@ -85,8 +88,6 @@ def results(study: str = "demo") -> str:
         f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): "
         f"{_by_person(top, models)}.",
     ]
-    if (folder / "forward.csv").is_file():
-        lines += ["", _forward_sentence(table("forward"))]
     every = tables.read_table(folder / "reconstruction.csv")
     every = every[(every["subject"] == "all") & (every["condition"] == "eeg")]
     if every["seed"].nunique() > 1:
@@ -119,21 +120,6 @@ def _by_person(rows: pd.DataFrame, models: Mapping[str, str]) -> str:
         if len(values):
             parts.append(f"{label} {', '.join(f'{v:.2f}' for v in values)}")
     return "; ".join(parts)
-
-
-def _forward_sentence(found: pd.DataFrame) -> str:
-    """What the forward model of 24 finds among the same pictures, each person's top-1."""
-    top = found[(found["metric"] == "top1") & (found["condition"] == "eeg")]
-    models = {
-        "forward": "as it is",
-        "forward_repaired": "with bad electrodes repaired in each trial",
-        "ideal_full_noise": "a decoder that knows every noise-free answer",
-    }
-    return (
-        "The other way round, a linear *forward model* asked which picture explains the EEG (`24_forward_model`, no "
-        f"network): {_by_person(top, models)}. A first, blind look found less for one person; the "
-        "notebook says why."
-    )
 
 
 def fill(text: str, table: str) -> str:

@@ -130,6 +130,17 @@ def test_retrieval_is_at_chance_without_signal(null, model):
         assert low / n <= part["value"].mean() <= high / n, metric
 
 
+def test_the_forward_model_finds_nothing_without_signal(null):
+    """Either nothing repeats, and there is none; or it is at chance."""
+    forward = artifacts.read_artifact("smoke_null", "joint", "forward", 0)
+    if not forward.notes["usable"]:
+        assert "nothing repeats" in forward.notes["why_not"]
+        return
+    rows = tables.read_table(forward / "retrieval.csv")
+    rows = rows[(rows["condition"] == "eeg") & (rows["model"] == "forward")]
+    assert set(rows["subject"]) == {"sub-01", "sub-02"} and (rows["p_value"] > 0.001).all()
+
+
 def test_structure_is_at_its_shuffled_control_without_signal(null):
     rows = read("smoke_null", "structure", "structure.csv")
     eeg = rows[(rows["condition"] == "eeg") & (rows["metric"] == "iou")]
@@ -145,3 +156,6 @@ def test_the_same_decoders_are_above_chance_with_signal(smoke_study):
         part = rows[rows["model"] == model]
         assert combine_pvalues(part["p_value"]).pvalue < 0.01, model
         assert np.mean(part["value"] - part["chance"]) > 0.1, model
+    rows = read("smoke", "forward", "retrieval.csv").query("metric == 'top1'")
+    top1 = rows[rows["condition"] == "eeg"].groupby("model")["value"].mean()
+    assert top1["ideal_full_noise"] >= top1["forward"] > 0.5

@@ -1,0 +1,130 @@
+"""The forward model of one THINGS-EEG2 person beside ridge regression by scikit-learn.
+
+    pytest tests/benchmarks/bench_forward.py
+
+Synthetic trials of 63 electrodes and 250 samples, 16,540 pictures four times each, lie on the disk (4
+gigabytes, removed afterwards); `SGDM_BENCH_PICTURES` makes them fewer. Ours: noise in full, signal
+space, model, and the choice of the lack of fit on validation pictures. Theirs: `RidgeCV` of every
+sample of the averaged epochs on the same features, which chooses one penalty for each output and has
+neither noise model nor likelihood. Each side is a process of its own; peak memory is what it needs
+beyond the imports. Results go to `reports/benchmarks/forward.csv`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sgdm_utils.workflow import paths
+from sgdm_utils.workflow.atomic import atomic_file
+
+PICTURES = int(os.environ.get("SGDM_BENCH_PICTURES", "16540"))
+REPETITIONS, CHANNELS, TIMES, FEATURES, N_VAL = 4, 63, 250, 534, 100
+LACK_OF_FIT = (0.05, 0.1, 0.2, 0.4)
+
+
+def write_trials(folder: Path) -> None:
+    """A linear brain with noise that is correlated over channels and time."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((PICTURES, FEATURES)) / FEATURES**0.5
+    space = rng.standard_normal((FEATURES, 12)), rng.standard_normal((12, CHANNELS * TIMES))
+    mixing = np.linalg.cholesky(0.5 * np.eye(CHANNELS) + 0.5).astype(np.float32)
+    shape = (PICTURES * REPETITIONS, CHANNELS, TIMES)
+    eeg = np.lib.format.open_memmap(folder / "eeg.npy", "w+", np.float32, shape)
+    for start in range(0, PICTURES, 250):
+        part = x[start : start + 250]
+        answers = (part @ space[0] @ space[1]).reshape(-1, 1, CHANNELS, TIMES).astype(np.float32)
+        noise = rng.standard_normal((len(part), REPETITIONS, CHANNELS, TIMES), dtype=np.float32)
+        noise = mixing @ (np.cumsum(noise, axis=-1) / 8)
+        rows = slice(start * REPETITIONS, (start + len(part)) * REPETITIONS)
+        eeg[rows] = (0.05 * answers + noise).reshape(-1, CHANNELS, TIMES)
+    eeg.flush()
+    np.save(folder / "features.npy", x)
+
+
+def fit_ours(folder: Path) -> float:
+    """Correlation of predicted and measured outputs on pictures that were left out."""
+    from sgdm_utils.decoding import forward
+    from sgdm_utils.signals import NoiseModel, TrialFile
+
+    eeg, x = TrialFile(folder / "eeg.npy"), np.load(folder / "features.npy")
+    picture = np.repeat(np.arange(PICTURES), REPETITIONS)
+    train = np.flatnonzero(picture < PICTURES - N_VAL)
+    noise = NoiseModel.fit(eeg, picture, train)
+    responses = forward.measure_responses(eeg, picture, noise, train, n_outputs=200)
+    held_out = np.asarray(eeg[np.flatnonzero(picture >= PICTURES - N_VAL)])
+    held_out = responses.space.project(
+        held_out.reshape(N_VAL, REPETITIONS, CHANNELS, TIMES).mean(1)
+    )
+    found = []
+    for share in LACK_OF_FIT:
+        model = forward.ForwardModel.fit(x, responses, share)
+        scores = model.log_likelihood(held_out, x[-N_VAL:], REPETITIONS)
+        found.append((np.diagonal(scores).mean(), model))
+    predicted, _ = max(found, key=lambda pair: pair[0])[1].predict(x[-N_VAL:])
+    return float(np.corrcoef(predicted.ravel(), held_out.ravel())[0, 1])
+
+
+def fit_theirs(folder: Path) -> float:
+    """The same for ridge regression of all samples of the averages."""
+    from sklearn.linear_model import RidgeCV
+
+    eeg, x = np.load(folder / "eeg.npy", mmap_mode="r"), np.load(folder / "features.npy")
+    averages = np.empty((PICTURES, CHANNELS * TIMES), np.float32)
+    for start in range(0, PICTURES, 250):
+        rows = slice(start * REPETITIONS, min(start + 250, PICTURES) * REPETITIONS)
+        block = np.asarray(eeg[rows]).reshape(-1, REPETITIONS, CHANNELS * TIMES)
+        averages[start : start + len(block)] = block.mean(1)
+    train = slice(0, PICTURES - N_VAL)
+    model = RidgeCV(alphas=np.logspace(-2, 4, 7), alpha_per_target=True)
+    model.fit(x[train].astype(np.float32), averages[train])
+    predicted = model.predict(x[-N_VAL:].astype(np.float32))
+    return float(np.corrcoef(predicted.ravel(), averages[-N_VAL:].ravel())[0, 1])
+
+
+def measured(side: str, folder: Path) -> dict[str, float]:
+    """Seconds, peak gigabytes beyond the imports, and accuracy of one side, in its own process."""
+    command = [sys.executable, __file__, side, str(folder)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_one_person_of_things_eeg2(tmp_path):
+    write_trials(tmp_path)
+    ours, theirs = (measured(side, tmp_path) for side in ("ours", "theirs"))
+    row = {
+        "case": f"{PICTURES} x {REPETITIONS} x {CHANNELS} x {TIMES}",
+        "sklearn_s": theirs["s"], "ours_s": ours["s"], "ratio": theirs["s"] / ours["s"],
+        "sklearn_gb": theirs["gb"], "ours_gb": ours["gb"],
+        "sklearn_r": theirs["r"], "ours_r": ours["r"],
+        "cores": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+    }  # fmt: skip
+    path = paths.project_root() / "reports" / "benchmarks" / "forward.csv"
+    with atomic_file(path) as part:
+        pd.DataFrame([row]).to_csv(part, index=False, float_format="%.4g")
+    assert ours["gb"] < 4
+    assert ours["s"] < theirs["s"]
+
+
+if __name__ == "__main__":
+    fit = {"ours": fit_ours, "theirs": fit_theirs}[sys.argv[1]]
+    import sklearn.linear_model  # noqa: F401
+
+    import sgdm_utils.decoding.forward.model  # noqa: F401
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    r = fit(Path(sys.argv[2]))
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"s": seconds, "gb": (peak - before) / 1e6, "r": r}))
