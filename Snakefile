@@ -39,8 +39,11 @@ try:
     STUDY = study_config.load_study(config.get("study", "demo"))
     PLAN = study_config.plan(STUDY, extra_seeds=bool(config.get("extra_seeds", False)))
     HOME = paths.study_dir(STUDY.study)
+    if braces := [str(p) for p in (HOME, paths.reports_dir()) if set("{}") & set(str(p))]:
+        sys.exit(f"{braces[0]}: braces in the name of a folder have a meaning for the engine. Rename it")
     if ENGINE:
-        HOME.mkdir(parents=True, exist_ok=True)
+        for folder in (HOME, paths.report_dir(STUDY.study)):
+            run.require_writable(folder)
         locks.hold_until_exit(run.engine_lock(STUDY.study), f"study {STUDY.study!r}")
 except (study_config.ConfigError, locks.BusyError) as error:
     sys.exit(f"{error}")  # written to stderr also where the engine was told to be quiet
@@ -57,20 +60,15 @@ if workflow.output_settings.dryrun:
 workdir: NOWHERE.name if workflow.output_settings.dryrun else str(HOME)
 
 
-def escaped(path):
-    """A path as the engine takes it, to whom braces are wildcards."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
 def content(step):
     """The file of a result that changes when, and only when, the result does."""
-    return escaped(step.artifact / artifacts.CONTENT)
+    return str(step.artifact / artifacts.CONTENT)
 
 
 def page(step):
     """The page that the last step of each seed writes beside its artifact."""
     made = status.page_of(STUDY, step)
-    return [escaped(made)] if made else []
+    return [str(made)] if made else []
 
 
 def states():
@@ -136,7 +134,7 @@ for step in PLAN:
             content(step),
             page(step),
         log:
-            escaped(step.executed),
+            str(step.executed),
         params:
             command=step.command.removeprefix("python "),
         threads: 1 if step.subject else CORES

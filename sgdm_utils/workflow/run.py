@@ -9,6 +9,7 @@ failed, is kept in ``reports/<study>/executed``. ``--list`` shows what a study c
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import errno
 import logging
@@ -17,6 +18,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -101,6 +103,7 @@ def _execute(config: StudyConfig, step: Step, label: str) -> Path:
     target = step.executed
     target.parent.mkdir(parents=True, exist_ok=True)
     running = target.with_name(f"{target.stem}.{os.getpid()}.running.ipynb")
+    _homes()
     # A python3 kernel that the user installed from another environment must not take over.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     # Threads that wait in a loop keep a busy neighbour off the core; the digits are the same.
@@ -270,6 +273,23 @@ def _disk_advice(message: str, step: Step) -> str:
         f"\nThe disk of {folder} was full ({free:.1f} GB are free now that unfinished files are "
         "removed). Free some space, or set SGDM_DATA to a folder on a larger disk, and run again."
     )
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder if need be; raise OSError where nothing can be written into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _homes() -> None:
+    """Give kernels folders for what they usually keep at home, where home cannot be written."""
+    if os.access(Path.home(), os.W_OK):
+        return
+    folder = tempfile.mkdtemp(prefix="sgdm-home-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"):
+        os.environ.setdefault(name, folder)
 
 
 def explain(error: OSError) -> str:
