@@ -19,7 +19,12 @@ STRIP := $(PY) -m nbstripout --keep-output --keep-count \
 # Threads that wait in a loop keep a busy neighbour off the core; the digits are the same.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo smoke study seeds evaluate experiments test test-all lint unit benchmark lab report notebooks lock clean environment
+# Engine and libraries keep caches at home; where that cannot be written, among the data.
+ifneq ($(shell test -w "$$HOME" && echo yes),yes)
+export XDG_CACHE_HOME ?= $(or $(SGDM_DATA),$(CURDIR)/data)/cache
+endif
+
+.PHONY: help demo smoke study status verify seeds evaluate experiments test test-all lint unit benchmark lab report notebooks lock clean environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -45,6 +50,12 @@ $(PY) -m snakemake --profile config/profiles/local $(RESOURCES) --config study=$
 	echo "  snakemake --cores 1 --config study=$(STUDY)" >&2; exit 1; }
 $(PY) -c "from sgdm_utils.workflow import paths; print('Report:', paths.report_dir('$(STUDY)') / 'index.html')"
 endef
+
+status: environment ## which results of a study are fresh, stale (why) or missing: make status STUDY=demo
+	$(PY) -m sgdm_utils status --study $(STUDY)
+
+verify: environment ## the same after reading every file, also of the recording, and comparing its digest
+	$(PY) -m sgdm_utils status --study $(STUDY) --verify
 
 seeds: environment ## train with the extra seeds of a study, too, and split the variance: make seeds STUDY=demo
 	$(PY) -m snakemake --profile config/profiles/local --config study=$(STUDY) extra_seeds=true

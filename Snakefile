@@ -1,25 +1,23 @@
 # The graph of the study: which notebook runs after which, for each subject and each training seed.
 #
 #   snakemake --cores 1 --config study=demo          run what is missing or out of date
-#   snakemake --cores 1 --config study=demo -n       show what would run, and why
+#   snakemake --cores 1 --config study=demo -n       show what would run, and why; changes nothing
 #   snakemake --cores 1 --config study=demo extra_seeds=true    train with the extra seeds, too
 #   snakemake --profile config/profiles/slurm ...    the same on a cluster
 #
-# A step runs again when its notebook, a helper module that the notebook imports, the locked packages or a
-# parameter has changed, or one of its inputs runs again. Comments, stored outputs and dates do not count.
+# A step runs again when its notebook, a helper module that the notebook imports, the locked packages, a
+# parameter or the recording has changed, or one of its inputs runs again: the manifests of the results
+# tell it. Comments, stored outputs and dates do not count.
 import os
 import shlex
 import sys
+import tempfile
 
-from sgdm_utils.workflow import artifacts, digests, paths
+from sgdm_utils.workflow import artifacts, locks, paths, run, status
 from sgdm_utils.workflow import config as study_config
 
 
-workdir: str(paths.project_root())
-
-
 PYTHON = shlex.quote(sys.executable)
-TRAINING = {"encoder_pretrained", "encoder", "structure", "pipeline"}
 # The engine would tell every job to compute with as many threads as its rule has. Here a notebook uses what it
 # finds, or what these variables said before the engine started.
 THREADS = " ".join(
@@ -32,41 +30,90 @@ THREADS = " ".join(
 # People are prepared side by side. A training counts as two cores, so that on a laptop it has the machine,
 # unless it was told to compute with fewer threads.
 CORES = int(os.environ.get("OMP_NUM_THREADS", "2").split(",")[0] or 2)
+# For clusters: who computes on a card, memory (MB) and time (minutes), both doubled when a job has to be repeated.
+GPU = {"encoder_pretrained", "encoder", "structure", "pipeline", "reconstructions"}
+NEEDS = {"data": (8000, 120), "pipeline": (32000, 720), "reconstructions": (32000, 480), "report": (8000, 60)}
 
+ENGINE = workflow.is_main_process and not workflow.output_settings.dryrun
 try:
-    STUDY = study_config.load_study(str(config.get("study", "demo")))
+    STUDY = study_config.load_study(config.get("study", "demo"))
     PLAN = study_config.plan(STUDY, extra_seeds=bool(config.get("extra_seeds", False)))
-    PARAMETERS = {step: study_config.resolve(STUDY, step) for step in PLAN}
-except study_config.ConfigError as error:
+    HOME = paths.study_dir(STUDY.study)
+    if braces := [str(p) for p in (HOME, paths.reports_dir()) if set("{}") & set(str(p))]:
+        sys.exit(f"{braces[0]}: braces in the name of a folder have a meaning for the engine. Rename it")
+    if ENGINE:
+        for folder in (HOME, paths.report_dir(STUDY.study)):
+            run.require_writable(folder)
+        locks.hold_until_exit(run.engine_lock(STUDY.study), f"study {STUDY.study!r}")
+except (study_config.ConfigError, locks.BusyError) as error:
     sys.exit(f"{error}")  # written to stderr also where the engine was told to be quiet
+except OSError as error:
+    sys.exit(run.explain(error))
 
-# Somebody may have run a notebook by hand, with other parameters, or damaged a file: the engine would
-# not see that, the manifests do.
-for step in PLAN:
-    artifacts.forget_unless_current(step.artifact, PARAMETERS[step])
+
+# The engine keeps its own books (.snakemake) in the folder it works in: beside the results, where it can write.
+# A plan leaves nothing.
+if workflow.output_settings.dryrun:
+    NOWHERE = tempfile.TemporaryDirectory()
+
+
+workdir: NOWHERE.name if workflow.output_settings.dryrun else str(HOME)
 
 
 def content(step):
     """The file of a result that changes when, and only when, the result does."""
-    return paths.relative(step.artifact / artifacts.CONTENT)
-
-
-def earlier(step):
-    """What a step reads: results of its own subject and seed, where it has one."""
-    return [
-        content(other)
-        for other in PLAN
-        if other.stage in paths.STAGES[step.stage].reads
-        and (None in (step.subject, other.subject) or step.subject == other.subject)
-        and other.seed in (None, step.seed)
-    ]
+    return str(step.artifact / artifacts.CONTENT)
 
 
 def page(step):
     """The page that the last step of each seed writes beside its artifact."""
-    if step.stage != "report":
-        return []
-    return [paths.relative(study_config.page_dir(STUDY, step.seed) / "index.html")]
+    made = status.page_of(STUDY, step)
+    return [str(made)] if made else []
+
+
+def states():
+    """The state of every step; asked once, when the engine plans."""
+    if not STATES:
+        dag = workflow.dag
+        again = [
+            step for step in PLAN
+            if step.name in {rule.name for rule in dag.forcerules}
+            or {str(step.artifact / artifacts.CONTENT), *map(str, page(step))} & set(dag.forcefiles)
+        ]
+        STATES.update(status.survey(STUDY, PLAN, again=again))
+        # Whether a file is complete the manifests know better than marks of a killed engine.
+        dag.ignore_incomplete = True
+        dag.workflow.dag_settings.rerun_triggers = frozenset()
+        if workflow.output_settings.dryrun:
+            for state in STATES.values():
+                if state.why:
+                    print(f"{state.step.name}: {state.why}")
+            print(status.expected(STATES.values()))
+    return STATES
+
+
+STATES = {}
+
+
+def inputs(step):
+    """What a step reads. Asked when the engine plans: then what is not fresh is told to run."""
+
+    def of(wildcards):
+        if states()[step].why:
+            workflow.dag.forcefiles.add(str(step.artifact / artifacts.CONTENT))
+        # Dates do not count; that an input is computed anew does.
+        return [
+            content(other) if states()[other].why else ancient(content(other))
+            for other in study_config.reads(step, PLAN)
+        ]
+
+    return of if workflow.is_main_process else [content(o) for o in study_config.reads(step, PLAN)]
+
+
+def needs(step, which):
+    """Memory in MB or time in minutes."""
+    amount = NEEDS.get(step.stage, (16000, 240))[which]
+    return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
 
 
 rule all:
@@ -80,24 +127,21 @@ for step in PLAN:
 
     rule:
         name:
-            "_".join(
-                filter(None, [step.notebook, step.subject, step.seed is not None and f"seed{step.seed}"])
-            )
+            step.name
         input:
-            earlier(step),
-            notebook=ancient(paths.relative(paths.notebook_path(step.notebook))),
+            inputs(step),
         output:
             content(step),
             page(step),
         log:
-            paths.relative(step.executed),
+            str(step.executed),
         params:
-            code=digests.notebook_code_digest(step.notebook),
-            parameters=study_config.parameters_digest(STUDY, step),
             command=step.command.removeprefix("python "),
         threads: 1 if step.subject else CORES
         priority: -list(paths.STAGES).index(step.stage)  # among those that can run, in the order of their numbers
         resources:
-            **({"gpu": 1} if step.stage in TRAINING else {}),
+            mem_mb=needs(step, 0),
+            runtime=needs(step, 1),
+            **({"gpu": 1, "tasks": 1} if step.stage in GPU else {}),
         shell:
-            "{THREADS} {PYTHON} {params.command}"
+            "{THREADS} export {locks.ENGINE}=1; {PYTHON} {params.command}"

@@ -26,14 +26,17 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
+from sgdm_utils.datasets.pauses import BESIDE_S, SEAM, beside_seams, find_pauses, mark_seams
+from sgdm_utils.datasets.positions import AS_MEASURED, place_electrodes
 from sgdm_utils.datasets.same_signal import require_different
-from sgdm_utils.datasets.tables import check_signal, natural_order
-from sgdm_utils.datasets.unreadable import explain
-from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.datasets.sidecars import entities, find_sidecar, read_tsv
+from sgdm_utils.datasets.tables import check_magnitude, check_signal, in_order, natural_order
+from sgdm_utils.datasets.unreadable import explain, json_problem
 from sgdm_utils.errors import DatasetError
-from sgdm_utils.workflow.content import absent_content, require_content
+from sgdm_utils.workflow.content import require_content
 
 EEG_EXTENSIONS = [".vhdr", ".edf", ".bdf", ".set"]
+KEY = ("sub", "ses", "task", "acq", "run")  # entities of a raw EEG recording, BIDS 1.10.0
 #: What no electrode of the 10-05 system is called, and the type of such a channel.
 _NO_EEG = {
     "eog": r".*eog.*",
@@ -58,12 +61,14 @@ def find_recordings(
     Returns
     -------
     DataFrame with `subject` ("sub-01"), `session`, `task`, `run` (strings, "" where the data set
-    has none) and `path` (relative to `bids_root`), sorted by these columns
+    has none; "acq-low_01" where an acquisition is named) and `path` (relative to `bids_root`),
+    sorted by these columns
 
     Raises
     ------
     DatasetError
-        When there is no such folder, recording, task or subject.
+        When there is no such folder, recording, task or subject; a name that leaves open whether
+        two files are two recordings.
     """
     bids_root = Path(bids_root)
     if not (bids_root / "dataset_description.json").is_file():
@@ -72,30 +77,7 @@ def find_recordings(
             "data set under data/raw/<name> and give that name, or convert it first "
             "(data/README.md says how)"
         )
-    found = mne_bids.find_matching_paths(
-        bids_root, datatypes="eeg", suffixes="eeg", extensions=EEG_EXTENSIONS, check=True,
-        ignore_nosub=True,  # recordings in derivatives/ are no second recording
-    )  # fmt: skip
-    table = pd.DataFrame(
-        {
-            "subject": [f"sub-{p.subject}" for p in found],
-            "session": [p.session or "" for p in found],
-            "task": [p.task or "" for p in found],
-            "run": [p.run or "" for p in found],
-            "path": [p.fpath.relative_to(bids_root).as_posix() for p in found],
-        },
-        dtype=object,
-    )
-    links = sorted(
-        p
-        for suffix in EEG_EXTENSIONS
-        for p in bids_root.glob(f"sub-*/**/eeg/*_eeg{suffix}")
-        if absent_content(p)  # they are not listed above
-    )
-    if subjects is not None:
-        chosen = tuple(f"sub-{str(s).removeprefix('sub-')}_" for s in subjects)
-        links = [p for p in links if p.name.startswith(chosen)]
-    require_content(*(p for p in links if not task or f"_task-{task}_" in p.name))
+    table = pd.DataFrame([_row_of(p, bids_root) for p in _list_files(bids_root)], dtype=object)
     if table.empty:
         raise DatasetError(
             f"{bids_root}: no EEG recording ({', '.join(EEG_EXTENSIONS)}) in sub-*/[ses-*/]eeg/"
@@ -115,6 +97,9 @@ def find_recordings(
                 f"{bids_root}: no recording of {', '.join(missing)}; there is {present}"
             )
         table = table[table["subject"].isin(wanted)]
+    require_content(*(bids_root / path for path in table["path"]))
+    _refuse_unclear_names(table, bids_root)
+    table = table[["subject", "session", "task", "run", "path"]]
     return table.sort_values(list(table.columns), key=natural_order).reset_index(drop=True)
 
 
@@ -148,12 +133,17 @@ def choose_sessions(
 def require_channels(recording: Any, bids_root: Path, n_channels: int) -> None:
     """Refuse another number of EEG channels than the study is configured for.
 
+    Parameters
+    ----------
+    recording : row of `check_recordings`
+    bids_root : Path
+    n_channels : int
+
     Raises
     ------
     DatasetError
     """
-    raw = read_recording(recording, bids_root, preload=False)
-    count = len(mne.pick_types(raw.info, eeg=True, exclude=[]))
+    count = len(recording["channels"])
     if count != n_channels:
         raise DatasetError(
             f"{Path(bids_root) / recording['path']} has {count} EEG channels, {n_channels} are "
@@ -161,13 +151,64 @@ def require_channels(recording: Any, bids_root: Path, n_channels: int) -> None:
         )
 
 
+def _list_files(root: Path) -> list[Path]:
+    """Recordings below sub-*/[ses-*/]eeg/; those in derivatives/ are no second recording."""
+    folders = [*root.glob("sub-*/eeg"), *root.glob("sub-*/ses-*/eeg")]
+    files = [path for folder in folders for path in folder.iterdir()]
+    endings = tuple(f"_eeg{extension}" for extension in EEG_EXTENSIONS)
+    return sorted(path for path in files if path.name.lower().endswith(endings))
+
+
+def _row_of(path: Path, root: Path) -> dict[str, Any]:
+    """Return the key of a recording. An `acq-` is another recording, so it goes into `run`."""
+    named = entities(path)
+    acquisition = f"acq-{named['acq']}" if "acq" in named else ""
+    return {
+        "subject": f"sub-{named.get('sub', '')}",
+        "session": named.get("ses", ""),
+        "task": named.get("task", ""),
+        "run": "_".join(filter(None, [acquisition, named.get("run", "")])),
+        "path": path.relative_to(root).as_posix(),
+        "others": " ".join(f"{k}-{v}" if v else k for k, v in named.items() if k not in KEY),
+    }
+
+
+def _refuse_unclear_names(table: pd.DataFrame, root: Path) -> None:
+    """Refuse names that leave open whether two files are two recordings."""
+    for _, row in table.iterrows():
+        path = root / row["path"]
+        if row["others"]:
+            raise DatasetError(
+                f"{path}: raw EEG in BIDS has the entities {', '.join(KEY)}, not {row['others']}: "
+                "are these new trials, or some that are there already? If it is another recording, "
+                "name it by an acq- or run- of its own; move a processed copy (proc-, desc-, rec-) "
+                "to derivatives/; make the parts of a split recording runs, with onsets counted "
+                "from the first sample of each"
+            )
+        if path.suffix != path.suffix.lower():
+            raise DatasetError(
+                f"{path}: BIDS writes the extension in small letters. Rename the file to "
+                f"{path.with_suffix(path.suffix.lower()).name}"
+            )
+    plain = table.assign(run=table["run"].str.replace(r"(^|_)0+(?=\d+$)", r"\1", regex=True))
+    double = plain.duplicated(["subject", "session", "task", "run"], keep=False)
+    if double.any():
+        keys = plain[["subject", "session", "task", "run"]]
+        files = table["path"][(keys == keys.loc[double.idxmax()]).all(axis=1)].tolist()
+        raise DatasetError(
+            f"{root}: {' and '.join(files)} are files of one recording, whose trials would be "
+            "counted twice. Keep one of them and move the others out of sub-*/ (to sourcedata/), or "
+            "give another recording a run of its own"
+        )
+
+
 def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne.io.BaseRaw:
     """Read one recording and refuse what cannot be analysed.
 
     A channel that is typed EEG and called EOG1, ECG, Status or alike is typed by its name: it would
-    enter reference and whitening. Channels with `status` bad in channels.tsv may be flat or hold NaN: they come back in
-    `info["bads"]` with NaN set to 0, to be interpolated. When an EEG channel has no position,
-    all of them get one by name (in any case) from the standard 10-05 montage.
+    enter reference and whitening. Channels with `status` bad in channels.tsv may be flat or hold
+    NaN: they come back in `info["bads"]` with NaN set to 0, to be interpolated. Where positions
+    come from: `positions.place_electrodes`.
 
     Parameters
     ----------
@@ -188,19 +229,10 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
         A NaN or flat channel that is not marked as bad.
     """
     path = Path(bids_root) / recording["path"]
-    require_content(*sorted(path.parent.glob(path.name.rsplit("_", 1)[0] + "_*")))
-    bids_path = mne_bids.get_bids_path_from_fname(path)
-    check_channel_table(bids_path)
-    # the names tell which row of channels.tsv is whose, so its order may be another
-    raw = _open(partial(mne_bids.read_raw_bids, on_ch_mismatch="reorder"), bids_path)
-    check_duration(raw, bids_path)
-    raw.set_channel_types(_types_by_name(raw), verbose="error")
+    raw, _ = _open_recording(path, Path(bids_root))
     eeg = mne.pick_types(raw.info, eeg=True, exclude=[])
-    if not len(eeg):
-        raise DatasetError(
-            f"{path}: no channel of type EEG; see the column `type` of its channels.tsv"
-        )
-    _ensure_positions(raw, path)
+    if "channels" in recording:
+        raw = in_order(raw, recording["channels"], str(path))
     if preload:
         raw.load_data(verbose="error")
         used = mne.pick_types(raw.info, eeg=True, exclude="bads")
@@ -220,23 +252,60 @@ def _types_by_name(raw: mne.io.BaseRaw) -> dict[str, str]:
     """Types of the channels that are typed EEG and whose names say that they are none."""
     return {
         name: kind
-        for name in raw.copy().pick("eeg", exclude=[]).ch_names
+        for name in (raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True, exclude=[]))
         for kind, pattern in _NO_EEG.items()
         if re.fullmatch(pattern, name, re.IGNORECASE)
     }
 
 
-def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> None:
+def _open_recording(path: Path, root: Path) -> tuple[mne.io.BaseRaw, str]:
+    """Header of a recording, checked, and where the positions of its electrodes are from."""
+    require_content(*sorted(path.parent.glob(path.name.rsplit("_", 1)[0] + "_*")))
+    bids_path = mne_bids.get_bids_path_from_fname(path)
+    header = check_channel_table(bids_path)
+    # the names tell which row of channels.tsv is whose, so its order may be another
+    raw = _open(partial(mne_bids.read_raw_bids, on_ch_mismatch="reorder"), bids_path)
+    check_duration(raw, bids_path)
+    raw.set_channel_types(_types_by_name(raw), verbose="error")
+    pauses = find_pauses(path, header, raw)
+    if pauses:
+        events = find_sidecar(path, root, "events.tsv")
+        mark_seams(raw, path, pauses, read_tsv(events) if events else None)
+    if not len(mne.pick_types(raw.info, eeg=True, exclude=[])):
+        raise DatasetError(
+            f"{path}: no channel of type EEG; see the column `type` of its channels.tsv"
+        )
+    return raw, place_electrodes(raw, header.get_montage(), path, root)
+
+
+def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> pd.DataFrame:
     """Refuse a study whose recordings cannot be put side by side.
+
+    Returns
+    -------
+    DataFrame, `recordings` with `channels` (names of the EEG channels in the order of the first
+    recording; `read_recording` puts the others into it), `positions` (where those of the electrodes
+    are from) and `seams` (pauses within)
 
     Raises
     ------
     DatasetError
-        A sampling rate or a set of EEG channels that differs from the first recording's.
+        A sampling rate or a set of EEG channels that differs from the first recording's; values
+        that are not volts.
     """
+    return _check_recordings(recordings, bids_root)[0]
+
+
+def _check_recordings(
+    recordings: pd.DataFrame, bids_root: Path
+) -> tuple[pd.DataFrame, list[mne.io.BaseRaw]]:
     first: mne.io.BaseRaw | None = None
+    positions, raws = [], []
     for _, recording in recordings.iterrows():
-        raw = read_recording(recording, bids_root, preload=False)
+        raw, source = _open_recording(Path(bids_root) / recording["path"], Path(bids_root))
+        check_magnitude(raw, str(Path(bids_root) / recording["path"]))
+        positions.append(source)
+        raws.append(raw)
         where, start = recording["path"], recordings.iloc[0]["path"]
         if first is None:
             first = raw
@@ -254,6 +323,9 @@ def check_recordings(recordings: pd.DataFrame, bids_root: Path) -> None:
                 f"missing, {', '.join(extra) or 'none'} new. If a channel was renamed, give it "
                 "one name in the data file's header and in channels.tsv"
             )
+    channels = [first.copy().pick("eeg").ch_names for _ in positions]
+    seams = [int((raw.annotations.description == SEAM).sum()) for raw in raws]
+    return recordings.assign(channels=channels, positions=positions, seams=seams), raws
 
 
 def refuse_copies(
@@ -263,7 +335,7 @@ def refuse_copies(
 
     Parameters
     ----------
-    recordings : DataFrame of `find_recordings`
+    recordings : DataFrame of `check_recordings`
     events : for each recording, its events with `onset_s` and `image_id`
     bids_root : Path
 
@@ -272,12 +344,8 @@ def refuse_copies(
     DatasetError
         See `same_signal.require_different`.
     """
-    raw = read_recording(recordings.iloc[0], bids_root, preload=False)
-    require_different(
-        [Path(bids_root) / path for path in recordings["path"]],
-        events,
-        raw.copy().pick("eeg", exclude=[]).ch_names,
-    )
+    files = [Path(bids_root) / path for path in recordings["path"]]
+    require_different(files, events, recordings["channels"].iloc[0])
 
 
 def _open(reader: Callable[..., mne.io.BaseRaw], path: Path | mne_bids.BIDSPath) -> mne.io.BaseRaw:
@@ -292,6 +360,8 @@ def check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
     sidecar = bids_path.find_matching_sidecar("eeg", ".json", on_error="ignore")
     stated = None
     if sidecar is not None:
+        if problem := json_problem(Path(sidecar)):  # epochs in a format that knows of none
+            raise DatasetError(problem)
         stated = json.loads(Path(sidecar).read_text(encoding="utf-8-sig")).get("RecordingDuration")
     length = raw.n_times / raw.info["sfreq"]
     if isinstance(stated, int | float) and length < stated - 1:  # many sidecars are rounded
@@ -301,18 +371,32 @@ def check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
         )
 
 
-def check_channel_table(bids_path: mne_bids.BIDSPath) -> None:
-    """Compare channels.tsv with the header of the data file; say which names differ."""
-    sidecar = bids_path.find_matching_sidecar("channels", ".tsv", on_error="ignore")
+def check_channel_table(bids_path: mne_bids.BIDSPath) -> mne.io.BaseRaw:
+    """Compare channels.tsv with the header of the data file; say which names differ.
+
+    Returns
+    -------
+    mne.io.BaseRaw, the data file as opened without its sidecars
+    """
+    raw = _open(mne.io.read_raw, bids_path.fpath)
+    taken = bids_path.find_matching_sidecar("channels", ".tsv", on_error="ignore")
+    sidecar = find_sidecar(bids_path.fpath, bids_path.root, "channels.tsv")
+    if taken != sidecar:  # MNE-BIDS goes by other rules and is the one that reads it
+        own = bids_path.fpath.stem.removesuffix("_eeg") + "_channels.tsv"
+        raise DatasetError(
+            f"{bids_path.fpath}: by the names of the files {sidecar or 'no channels.tsv'} applies to "
+            f"it, MNE-BIDS takes {taken or 'none'}. Copy the right one to "
+            f"{bids_path.fpath.with_name(own)}"
+        )
     if sidecar is None:
-        return
+        return raw
     names = read_tsv(Path(sidecar)).get("name", pd.Series(dtype=object)).tolist()
     double = sorted({n for n in names if [str(m).lower() for m in names].count(str(n).lower()) > 1})
     if double:
         raise DatasetError(
             f"{sidecar}: channel name {double[0]!r} occurs more than once. Make it unique"
         )
-    header = _open(mne.io.read_raw, bids_path.fpath).ch_names
+    header = raw.ch_names
     extra, missing = [n for n in names if n not in header], [n for n in header if n not in names]
     if names and (extra or missing):
         raise DatasetError(
@@ -320,38 +404,7 @@ def check_channel_table(bids_path: mne_bids.BIDSPath) -> None:
             f"{bids_path.fpath.name} does not have, and lacks {', '.join(missing) or 'nothing'} "
             "that it has. Was a channel renamed in one of the two files? Use one name in both"
         )
-
-
-def _ensure_positions(raw: mne.io.BaseRaw, path: Path) -> None:
-    """Give electrodes without a position one from the standard 10-05 montage, by name."""
-    picks = mne.pick_types(raw.info, eeg=True, exclude=[])
-    place = np.array([raw.info["chs"][i]["loc"][:3] for i in picks])
-    known = np.isfinite(place).all(1) & (place != 0).any(1)
-    if known.all():
-        return
-    standard = mne.channels.make_standard_montage(STANDARD_MONTAGE)
-    available = {name.lower() for name in standard.ch_names}
-    for i in picks[~known]:
-        if raw.ch_names[i].lower() not in available:
-            raise DatasetError(
-                f"{path}: channel {raw.ch_names[i]!r} has no position in electrodes.tsv, and no "
-                "position of the standard 10-05 montage has that name. Add electrodes.tsv, rename "
-                "the channel, or give it another type (e.g. MISC) in channels.tsv"
-            )
-    # all of them, so that measured and standard positions never mix; only EEG channels are touched
-    raw.set_montage(standard, match_case=False, on_missing="ignore", verbose="error")
-
-
-def read_tsv(path: Path) -> pd.DataFrame:
-    """Read a BIDS table as text: byte order mark skipped, `n/a` and empty cells missing."""
-    try:
-        table = pd.read_csv(
-            path, sep="\t", dtype=object, encoding="utf-8-sig", na_values=["n/a", ""],
-            keep_default_na=False, quoting=3,
-        )  # fmt: skip
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is no table of tab-separated UTF-8 text: {error}") from error
-    return table.rename(columns=str.strip)
+    return raw
 
 
 @dataclass(frozen=True)
@@ -417,10 +470,12 @@ def read_events(
     """
     bids_root = Path(bids_root)
     path = bids_root / recording["path"]
-    sidecar = path.with_name(path.name.rsplit("_", 1)[0] + "_events.tsv")
-    if not sidecar.is_file():
+    sidecar = find_sidecar(path, bids_root, "events.tsv")
+    if sidecar is None:
+        own = path.name.rsplit("_", 1)[0] + "_events.tsv"
         raise DatasetError(
-            f"{sidecar} is missing: without it nothing says when which picture was shown"
+            f"{path.with_name(own)} is missing, and no events.tsv of a folder above applies: nothing "
+            "says when which picture was shown"
         )
     raw = read_recording(recording, bids_root, preload=False) if raw is None else raw
     table = read_tsv(sidecar)
@@ -458,12 +513,16 @@ def read_events(
         outside & (mapping.margin_s <= 0 or outside.mean() > 0.5),
         lambda i: f"the onset {onset[i]:g} s lies outside the recording (0 to {duration:.3f} s)",
         "BIDS onsets are seconds from the first sample: are these milliseconds or samples? If they "
-        "are right, margin_s (e.g. 1.0) leaves such events out",
+        "are right, margin_s of 00_data (e.g. 1.0) leaves such events out",
     )
     inside = ~outside & (onset >= mapping.margin_s) & (onset < duration - mapping.margin_s)
     inside |= ~outside & (mapping.margin_s <= 0)
+    inside &= ~beside_seams(raw, sample, mapping.margin_s)
     if not inside.any():
-        raise DatasetError(f"{sidecar}: margin_s = {mapping.margin_s:g} leaves no event of the run")
+        raise DatasetError(
+            f"{sidecar}: margin_s = {mapping.margin_s:g} leaves no event of the run (a pause in it "
+            f"counts as an end, with {BESIDE_S:g} s at least). Lower it, or leave the run out"
+        )
     left_out = len(table) - int(inside.sum())
     table, onset, sample = table[inside], onset[inside], sample[inside]
     refuse(
@@ -487,7 +546,7 @@ def read_events(
         }
         refuse(
             ~files.map(whole).astype(bool),
-            lambda i: f"the stimulus {files[i]!r} is not in {folder}",
+            lambda i: f"the stimulus {files[i]!r} is not in {folder}{_hint(files[i], folder)}",
             "Put the picture there, or correct the column",
         )
         events["image_id"] = [PurePosixPath(f).with_suffix("").as_posix() for f in files]
@@ -528,12 +587,12 @@ def read_study(
     recordings = find_recordings(bids_root, task, subjects)
     if sessions:
         recordings = choose_sessions(recordings, sessions, bids_root)
-    check_recordings(recordings, bids_root)
+    recordings, raws = _check_recordings(recordings, bids_root)
     if n_channels:
         require_channels(recordings.iloc[0], bids_root, n_channels)
     parts = []
-    for _, recording in recordings.iterrows():
-        part = read_events(recording, bids_root, mapping)
+    for (_, recording), raw in zip(recordings.iterrows(), raws, strict=True):
+        part = read_events(recording, bids_root, mapping, raw)
         part.insert(0, "trial", np.arange(len(part)))
         for column in ("run", "session", "subject"):
             part.insert(0, column, recording[column])
@@ -548,7 +607,7 @@ def read_study(
 def reading_notes(
     recordings: pd.DataFrame, events: pd.DataFrame, bids_root: Path
 ) -> dict[str, str]:
-    """What a reader of the study should know: channels that are no EEG, events that were left out.
+    """What a reader of the study should know: channels that are no EEG, events left out, positions.
 
     Parameters
     ----------
@@ -560,7 +619,20 @@ def reading_notes(
     return {
         "channels that are no EEG": others or "none",
         "events left out near the ends (margin_s)": str(events.attrs.pop("left_out", 0)),
-    }
+    } | notes_of(recordings)
+
+
+def notes_of(recordings: pd.DataFrame) -> dict[str, str]:
+    """Return what has to be said: where electrode positions are from, which runs were paused."""
+    notes, counts = {}, recordings["positions"].value_counts()
+    if set(counts.index) != {AS_MEASURED}:
+        notes["electrodes"] = " | ".join(f"{source} ({n} runs)" for source, n in counts.items())
+    paused = recordings["path"][recordings["seams"] > 0]
+    if len(paused):
+        notes["paused"] = (
+            f"{', '.join(paused)}: events within {BESIDE_S:g} s of a seam are left out"
+        )
+    return notes
 
 
 def image_table(events: pd.DataFrame) -> pd.DataFrame:
@@ -591,6 +663,25 @@ def image_table(events: pd.DataFrame) -> pd.DataFrame:
     counts = events["image_id"].value_counts()
     images = images.assign(n_trials=images["image_id"].map(counts))
     return images.sort_values("image_id").reset_index(drop=True)
+
+
+def _hint(name: str, folder: Path) -> str:
+    """Say which picture may be meant: another case, the folder written twice, no extension."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    there = sorted(p.relative_to(folder).as_posix() for p in paths)
+    low = PurePosixPath(name.lower().removeprefix("/").removeprefix("stimuli/"))
+    for alike in (
+        lambda p: p == low,
+        lambda p: p.with_suffix("") == low,
+        lambda p: p.name == low.name,
+        lambda p: p.stem == low.stem,
+    ):
+        found = [t for t in there if alike(PurePosixPath(t.lower()))]
+        if found:
+            break
+    else:
+        found = difflib.get_close_matches(low.as_posix(), there, n=1)
+    return f" (did you mean {' or '.join(map(repr, found[:3]))}?)" if found else ""
 
 
 def _concept_of(stim_file: str) -> str:

@@ -20,7 +20,7 @@ from sgdm_utils.datasets import bids, things_eeg1
 from sgdm_utils.datasets.alljoined import forms
 from sgdm_utils.datasets.kilogram import pictures as kilogram_pictures
 from sgdm_utils.datasets.kilogram import recordings as kilogram_recordings
-from sgdm_utils.datasets.tables import EpochedSignal, StudyTables
+from sgdm_utils.datasets.tables import EpochedSignal, StudyTables, check_magnitude, in_order
 from sgdm_utils.datasets.things_eeg2 import arrays, runs
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import pictures as stimuli_pictures
@@ -180,9 +180,17 @@ def layout(dataset: str) -> str:
 
 
 def read_raw(dataset: str, recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
-    """Read one continuous recording, volts, with electrode positions; see the module of the form."""
+    """Read one continuous recording: volts, electrode positions, channels in the study's order.
+
+    Raises
+    ------
+    DatasetError
+        Values whose size is not that of EEG in volts, or what the module of the form refuses.
+    """
     read = bids.read_recording if dataset in OWN else FORMS[dataset].module.read_raw
-    return read(recording, root)
+    raw, where = read(recording, root), str(Path(root) / recording["path"])
+    check_magnitude(raw, where)
+    return in_order(raw, recording["channels"], where) if "channels" in recording else raw
 
 
 def read_epochs(dataset: str, recording: Mapping[str, Any], root: Path) -> EpochedSignal:

@@ -24,6 +24,8 @@ EVENT_COLUMNS = (
     "subject", "session", "run", "trial", "onset_s", "sample", "image_id", "concept", "stim_file",
     "repetition",
 )  # fmt: skip
+SMALLEST_V, TYPICAL_V, LARGEST_V = 5e-7, 5e-5, 5e-3  # span of EEG within a second
+LARGEST_CHANNEL_V = 0.5  # beyond the range of any amplifier
 IMAGE_COLUMNS = ("image_id", "concept", "stim_file", "n_trials")
 
 
@@ -145,6 +147,75 @@ def check_signal(data: np.ndarray, ch_names: list[str], where: str) -> None:
             f"{where}: no signal at all in {', '.join(names)}. Mark these channels as bad in "
             "channels.tsv (status 'bad'); they are interpolated then."
         )
+
+
+def in_order(raw: mne.io.BaseRaw, channels: Sequence[str], where: str) -> mne.io.BaseRaw:
+    """Put the EEG channels of a recording into the order of the study; others keep their places.
+
+    Trials of several recordings are stacked row by row, and files of one study may list the same
+    electrodes in another order.
+
+    Raises
+    ------
+    DatasetError
+        When the recording has other EEG channels than the study.
+    """
+    eeg = [raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True, exclude=[])]
+    if eeg == list(channels):
+        return raw
+    if sorted(eeg) != sorted(channels):
+        odd = ", ".join(sorted(set(eeg) ^ set(channels)))
+        raise DatasetError(
+            f"{where}: its EEG channels are no longer those of the study ({odd}). Were the files "
+            "changed after 00_data? Run it again"
+        )
+    place = iter(channels)
+    return raw.reorder_channels(
+        [next(place) if name in set(eeg) else name for name in raw.ch_names]
+    )
+
+
+def check_magnitude(raw: mne.io.BaseRaw, where: str) -> None:
+    """Refuse EEG whose size is that of another unit.
+
+    The span of 20 single seconds is compared with what amplifiers on a scalp give: 10 to 300 µV,
+    less in a quiet montage, millivolts with mains or loose electrodes.
+
+    Parameters
+    ----------
+    raw : mne.io.BaseRaw, volts; need not be preloaded
+    where : str, the file, for the message
+
+    Raises
+    ------
+    DatasetError
+        With the factor that it looks like and where the unit is written.
+    """
+    names = [raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True)]  # bad ones are left out
+    if not names:
+        return
+    n_samples = min(raw.n_times, max(2, round(raw.info["sfreq"])))
+    starts = np.linspace(0, raw.n_times - n_samples, 20).astype(int)
+    blocks = [raw.get_data(names, i, i + n_samples, verbose="error") for i in np.unique(starts)]
+    span = np.median([np.ptp(block, axis=1) for block in blocks], axis=0)
+    if not np.isfinite(span).all() or not (span > 0).any():
+        return  # `check_signal` says more of these
+    typical = float(np.median(span[span > 0]))
+    extreme = span.max()
+    if SMALLEST_V <= typical <= LARGEST_V and extreme <= LARGEST_CHANNEL_V:
+        return
+    one = SMALLEST_V <= typical <= LARGEST_V
+    value = extreme if one else typical
+    which = f"channel {names[int(span.argmax())]!r}" if one else "the EEG"
+    power = 3 * max(-3, min(3, round(np.log10(value / TYPICAL_V) / 3)))
+    power = power or (3 if value > TYPICAL_V else -3)
+    raise DatasetError(
+        f"{where}: {which} spans {value:.2g} V within a second (median), EEG some 10 to 300 µV: it "
+        f"looks 10^{abs(power)} times too {'large' if power > 0 else 'small'}. Read as volts is "
+        "what the header gives no unit that is known (EDF and BDF: physical dimension uV or mV; "
+        "BrainVision: unit of [Channel Infos]; EEGLAB: data are microvolts always). Correct the unit "
+        f"there, or save the data multiplied by 1e{-power}"
+    )
 
 
 def montage_info(signal: EpochedSignal) -> mne.Info:

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets import bids
+from sgdm_utils.datasets.pauses import find_pauses, mark_seams
 from sgdm_utils.datasets.tables import StudyTables
 from sgdm_utils.errors import DatasetError
 
@@ -97,7 +98,7 @@ def tables(
         )
     for path in recordings["path"]:  # first: MNE-BIDS reads the events too, and names no line
         _read_table(root / path)
-    bids.check_recordings(recordings, root)
+    recordings = bids.check_recordings(recordings, root)
     parts, targets, pictures = [], 0, {}
     for _, recording in recordings.iterrows():
         part, n_targets = _read_events(recording, root, pictures, n_channels)
@@ -122,7 +123,8 @@ def tables(
             "ceilings"
         ),
     }
-    return StudyTables("continuous", recordings, shown, images, notes | _exclusions(root, names))
+    notes |= bids.notes_of(recordings) | _exclusions(root, names)
+    return StudyTables("continuous", recordings, shown, images, notes)
 
 
 def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
@@ -163,6 +165,7 @@ def _read_events(
             "derivative? The raw recording lies in sub-*/eeg/"
         )
     sidecar, table, numbers = _read_table(path)
+    mark_seams(raw, path, find_pauses(path, raw), table)
     keep = sorted(set(table["istarget"][numbers["istarget"] == 0]))
     mapping = bids.EventMapping(stimulus_column=None, label_column="stim", keep={"istarget": keep})
     part = bids.read_events(recording, root, mapping, raw)

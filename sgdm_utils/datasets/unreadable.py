@@ -103,7 +103,7 @@ def _sidecars(path: mne_bids.BIDSPath) -> Iterator[str]:
     for suffix in ("eeg", "events", "coordsystem"):
         sidecar = path.find_matching_sidecar(suffix, ".json", on_error="ignore")
         if sidecar is not None:
-            yield _json(Path(sidecar))
+            yield json_problem(Path(sidecar))
     for suffix, (columns, numbers) in _TABLES.items():
         sidecar = path.find_matching_sidecar(suffix, ".tsv", on_error="ignore")
         if sidecar is not None:
@@ -115,7 +115,8 @@ def _sidecars(path: mne_bids.BIDSPath) -> Iterator[str]:
     yield _table(folder / name, ("filename",))
 
 
-def _json(file: Path) -> str:
+def json_problem(file: Path) -> str:
+    """Say why a JSON file of BIDS stops its reader, or describes what is no recording; "" where not."""
     if absent_content(file):
         return absent_content(file)
     content = file.read_bytes()

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 from torch.nn import functional as F
 
 from sgdm_utils.decoding.features import FeatureError, FeatureOrderError, compute_features
+from sgdm_utils.stimuli.files import read_picture, stated
 from sgdm_utils.workflow.atomic import digest_file
 
 # OpenAI's CLIP normalisation; open_clip expects it in a model's preprocess_cfg
@@ -176,35 +176,6 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def read_picture(path: Path, size: int | tuple[int, int]) -> np.ndarray:
-    """Read one picture file as RGB, cropped to its centre and resized, as `pictures.from_files` does.
-
-    Parameters
-    ----------
-    path : Path
-    size : int, or (height, width), pixels
-
-    Returns
-    -------
-    uint8 array of shape (height, width, 3)
-
-    Raises
-    ------
-    FeatureError
-        When the file cannot be read as a picture; the message names it.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    try:
-        with Image.open(path) as file:
-            rgb = file.convert("RGB")
-            return np.asarray(ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS))
-    except OSError as error:
-        raise FeatureError(
-            f"{path} cannot be read as a picture ({error}). Copy it again, or export it as PNG or "
-            "JPEG"
-        ) from error
-
-
 def clip_features(
     model: nn.Module,
     image_ids: Sequence[str],
@@ -236,7 +207,9 @@ def clip_features(
     Raises
     ------
     FeatureError
-        As for `compute_features`; a picture that is missing or cannot be read.
+        As for `compute_features`; a picture that is missing.
+    PictureError
+        A picture that cannot be read as it was shown, see `stimuli.files.read_rgb`.
     FeatureOrderError
         As for `compute_features`; more or fewer pictures than ids.
     """
@@ -264,6 +237,9 @@ def clip_features(
         digests = "".join(f"{digest_file(p)}\n" for p in files)
         identity["pictures_sha256"] = hashlib.sha256(digests.encode()).hexdigest()
         identity["picture_size"] = list(size) if isinstance(size, tuple) else size
+        folders = {p.parent: p for p in files}.values()
+        shown = {json.dumps(s, sort_keys=True) for p in folders if (s := stated(p))}
+        identity |= {"stated": sorted(shown)} if shown else {}
 
         def load(some: list[str]) -> np.ndarray:
             return np.stack([read_picture(files[row_of[i]], size) for i in some])

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from tqdm.auto import tqdm
 
 from sgdm_utils.errors import DatasetError
+from sgdm_utils.workflow import locks
 from sgdm_utils.workflow.atomic import atomic_file, digest_file
 
 
@@ -78,7 +78,7 @@ def compute_features(
     identity = json.loads(json.dumps(dict(identity or {})))  # as it will be read back
     path.parent.mkdir(parents=True, exist_ok=True)
     # a second process waits here, and then finds the work done
-    with FileLock(path.parent / f".{path.name}.lock"):
+    with locks.shared_lock(path.parent / f".{path.name}.lock"):
         if path.is_file():
             _refuse_other(path, read_ids(path), {"identity": identity}, ids)
         else:

@@ -32,9 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from sgdm_utils.workflow import artifacts, atomic, config, paths, run
+from sgdm_utils.workflow import artifacts, atomic, config, locks, paths, run
 from sgdm_utils.workflow.config import ConfigError, Step, StudyConfig
 from sgdm_utils.workflow.parameters import type_problem
 
@@ -100,7 +98,7 @@ def run_variant(
     root = paths.stage_dir(study, paths.JOINT, RUNS, seed) / variant.folder
     root.mkdir(parents=True, exist_ok=True)
     computed = []
-    with FileLock(root / ".lock"):
+    with locks.shared_lock(root / ".lock"):
         _share(planned, variant, root)
         for item in planned:
             if not _is_current(item, root):
@@ -195,9 +193,7 @@ def _read(study: str, who: str, stage: str, seed: int | None) -> artifacts.Artif
 
 def _is_current(item: Planned, root: Path) -> bool:
     with _inside(root):
-        folder = item.step.artifact
-        artifacts.forget_unless_current(folder, item.values)
-        return (folder / artifacts.CONTENT).is_file()
+        return artifacts.why_not_current(item.step.artifact, item.values) is None
 
 
 def _execute(item: Planned, variant: Variant, root: Path) -> None:

@@ -26,6 +26,13 @@ from torch import nn
 
 from sgdm_utils.generation.conditioning import shrink
 from sgdm_utils.generation.pipeline import noise_levels
+from sgdm_utils.generation.samplers import (
+    check_drawn,
+    check_generators,
+    check_scheduler,
+    model_input,
+    time_steps,
+)
 
 LEAST_VARIANCE = 1e-4  # of a direction, as a share of the mean one; less is rounding
 
@@ -129,7 +136,12 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         return shrink(z, error * self.variance.sqrt() @ self.basis.T, noise)
 
     def forward(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, z_eeg: torch.Tensor, noise: torch.Tensor
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        z_eeg: torch.Tensor,
+        noise: torch.Tensor,
+        alpha_bar: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The clean embedding (batch, embed_dim) that a noisy one stands for.
 
@@ -139,9 +151,11 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         timesteps : long tensor of shape (batch,)
         z_eeg : tensor of shape (batch, embed_dim), answers shrunk to their quality
         noise : tensor of shape (batch,), their noise level in [0, 1]
+        alpha_bar : scalar tensor, share of signal power in `noisy`; by default that of `timesteps`,
+            which a scheduler may lie between
         """
-        estimate, deviation = self._gaussian(noisy, timesteps, z_eeg, noise)
-        a = self._alpha_bar(timesteps)
+        estimate, deviation = self._gaussian(noisy, timesteps, z_eeg, noise, alpha_bar)
+        a = self._alpha_bar(timesteps, alpha_bar)
         # each direction at unit size; those that hardly vary are not blown up with their errors
         x = noisy @ self.basis / (a * self.variance + 1 - a).sqrt()
         y = z_eeg @ self.basis / (self.variance + 0.1 * self.variance.mean()).sqrt()
@@ -207,7 +221,8 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         n_samples, num_inference_steps : int, embeddings for each answer, steps for each embedding
         guidance_scale : float, at least 0; 1 draws what fits, more exaggerates the condition, 0
             ignores it
-        scheduler : any scheduler of diffusers that takes clean samples; default DPM-Solver++
+        scheduler : any scheduler of diffusers that takes clean samples (`samplers.check_scheduler`);
+            default DPM-Solver++
         generator : torch.Generator on the CPU, so that devices agree; or one for each answer, so
             that an embedding does not depend on its batch
 
@@ -226,30 +241,38 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         scheduler = scheduler or DPMSolverMultistepScheduler.from_config(
             self.noise_scheduler.config, timestep_spacing="trailing"
         )
-        self._check_scheduler(scheduler)
+        alphas_bar = self.noise_scheduler.alphas_cumprod
+        check_scheduler(scheduler, "sample", alphas_bar)
+        generator = check_generators(generator, len(z_eeg))
         shape = (len(z_eeg), n_samples, z_eeg.shape[1])
         x = randn_tensor(shape, generator=generator, device=z_eeg.device, dtype=z_eeg.dtype)
         z_eeg, noise = z_eeg.repeat_interleave(n_samples, 0), noise.repeat_interleave(n_samples)
         accepted = inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if "generator" in accepted else {}
-        scheduler.set_timesteps(num_inference_steps, device=x.device)
+        timesteps = time_steps(scheduler, num_inference_steps, x.device)
         x = x * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            noisy, when = x.flatten(0, 1), t.expand(len(noise))
-            clean = self(noisy, when, z_eeg, noise)
+        for t in timesteps:
+            noisy, a = model_input(scheduler, x, t)
+            noisy, when = noisy.flatten(0, 1), t.expand(len(noise))
+            clean = self(noisy, when, z_eeg, noise, a)
             if guidance_scale != 1:
-                free = self(noisy, when, torch.zeros_like(z_eeg), torch.ones_like(noise))
+                free = self(noisy, when, torch.zeros_like(z_eeg), torch.ones_like(noise), a)
                 clean = free + guidance_scale * (clean - free)
             x = scheduler.step(clean.view(shape), t, x, **extra).prev_sample
+        check_drawn(x, scheduler)
         return x
 
-    def _alpha_bar(self, timesteps: torch.Tensor) -> torch.Tensor:
+    def _alpha_bar(self, timesteps: torch.Tensor, given=None) -> torch.Tensor:
         """Share of signal power at each timestep, (batch, 1)."""
+        if given is not None:
+            return given.to(self.variance).reshape(1, 1)
         return self.noise_scheduler.alphas_cumprod.to(self.variance)[timesteps.long()][:, None]
 
-    def _gaussian(self, noisy, timesteps, z_eeg, noise) -> tuple[torch.Tensor, torch.Tensor]:
+    def _gaussian(
+        self, noisy, timesteps, z_eeg, noise, alpha_bar=None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The estimate m and, along `basis`, its standard deviations d; both (batch, embed_dim)."""
-        a, left = self._alpha_bar(timesteps), noise[:, None] ** 2 * self.variance
+        a, left = self._alpha_bar(timesteps, alpha_bar), noise[:, None] ** 2 * self.variance
         total = a * left + 1 - a
         difference = (noisy - a.sqrt() * z_eeg) @ self.basis
         estimate = z_eeg + (a.sqrt() * left / total * difference) @ self.basis.T
@@ -268,20 +291,6 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         """Noise levels (batch,) of the answers, both checked."""
         self._check(z_eeg, "z_eeg")
         return noise_levels(noise, len(z_eeg), "embedding").to(z_eeg)
-
-    def _check_scheduler(self, scheduler: SchedulerMixin) -> None:
-        """Refuse a scheduler that expects other predictions or mixes in noise at another rate."""
-        kind = scheduler.config.prediction_type
-        if kind != "sample":
-            raise ValueError(
-                f"the scheduler expects {kind!r}, the prior gives prediction_type='sample'"
-            )
-        own, theirs = self.noise_scheduler.alphas_cumprod, scheduler.alphas_cumprod
-        if own.shape != theirs.shape or not torch.allclose(own, theirs.to(own), atol=1e-6):
-            raise ValueError(
-                "the scheduler adds noise at another rate than in training: make it by "
-                "from_config(prior.noise_scheduler.config)"
-            )
 
 
 def best_of(samples: torch.Tensor, z_eeg: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,9 @@ other parameters or other inputs is not taken up.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,12 +87,13 @@ class TrainingState:
         if not self.path.is_file():
             return 0, []
         try:
+            _check_digest(self.path)
             # only tensors and plain containers: a file from elsewhere must not run code
             stored = torch.load(self.path, map_location="cpu", weights_only=True)
             step, history, parts = stored["step"], stored["history"], stored["parts"]
             theirs, digest = stored["identity"], stored["digest"]
-        except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as e:
-            self._ignore(f"it cannot be read ({type(e).__name__})")
+        except Exception as error:  # whatever is wrong with the file, the training can start anew
+            self._ignore(f"it cannot be read ({type(error).__name__}: {error})")
             return 0, []
         if digest != self.digest:
             names = sorted(theirs.keys() | self.identity.keys())
@@ -102,28 +103,31 @@ class TrainingState:
         if parts.keys() != self.parts.keys():
             self._ignore(f"it holds {sorted(parts)} where {sorted(self.parts)} are trained")
             return 0, []
-        for name, part in self.parts.items():
-            if isinstance(part, torch.Generator):
-                part.set_state(parts[name])
-            else:
-                part.load_state_dict(parts[name])
+        before = copy.deepcopy(self._states())
+        try:
+            self._load(parts)
+        except Exception as error:  # code has been edited: a network has another form
+            self._load(before)
+            self._ignore(f"it does not fit what is trained ({type(error).__name__}: {error})")
+            return 0, []
         return step, history
 
     def save(self, step: int, history: list) -> None:
         """Write the state after `step` steps; a reader sees the old file or the whole new one."""
-        parts = {
-            name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-            for name, part in self.parts.items()
-        }
         content = {
             "identity": self.identity,
             "digest": self.digest,
             "step": step,
             "history": history,
-            "parts": parts,
+            "parts": self._states(),
         }
         with atomic.atomic_file(self.path) as part_file:
             torch.save(content, part_file)
+            digest = atomic.digest_file(part_file)
+            with part_file.open(
+                "ab"
+            ) as file:  # behind the state, so that both are replaced at once
+                file.write(digest.encode())
 
     def save_every(self, n: int, step: int, history: list) -> bool:
         """Save when `step` is a multiple of `n`; returns whether it did. 0 never saves."""
@@ -136,9 +140,34 @@ class TrainingState:
         """Delete the file; call it when the result itself is stored."""
         self.path.unlink(missing_ok=True)
 
+    def _states(self) -> dict[str, Any]:
+        return {
+            name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+            for name, part in self.parts.items()
+        }
+
+    def _load(self, states: Mapping[str, Any]) -> None:
+        for name, part in self.parts.items():
+            if isinstance(part, torch.Generator):
+                part.set_state(states[name])
+            else:
+                part.load_state_dict(states[name])
+
     def _ignore(self, reason: str) -> None:
         warnings.warn(
             f"The training state {self.path.name} is not used: {reason}. Training starts anew.",
             StateIgnored,
             stacklevel=3,
         )
+
+
+def _check_digest(path: Path) -> None:
+    """Compare a state with the SHA-256 behind it: torch reads damaged weights without a word."""
+    digest = hashlib.sha256()
+    left = path.stat().st_size - 2 * digest.digest_size
+    with path.open("rb") as file:
+        while left > 0 and (chunk := file.read(min(left, 1 << 20))):
+            digest.update(chunk)
+            left -= len(chunk)
+        if file.read() != digest.hexdigest().encode():
+            raise ValueError("its digest is another one: the file is damaged")

@@ -243,6 +243,30 @@ def listen_by_resolution(network: UNet2DConditionModel | ControlNetModel, grid: 
     )
 
 
+def check_listening(network: UNet2DConditionModel | ControlNetModel) -> None:
+    """Refuse a network whose attention processors were replaced: its conditions would be lost.
+
+    Raises
+    ------
+    ValueError
+        Names what stands in their place, and how to undo it.
+    """
+    others = {
+        type(p).__name__
+        for p in network.attn_processors.values()
+        if not isinstance(p, MultiScaleAttnProcessor)
+    }
+    if others:
+        name = type(network).__name__
+        raise ValueError(
+            f"the attention processors of the {name} were replaced ({', '.join(sorted(others))}), and "
+            "with them the tokens of each resolution: attention slicing, xformers and processors of "
+            "other adapters cannot be used. Undo it with "
+            "sgdm_utils.generation.networks.listen_by_resolution(network, pipe.unet.config.sample_size) "
+            "for pipe.unet and pipe.controlnet"
+        )
+
+
 def _resolution(network, layer: str, grid: int | None = None) -> int:
     """Cells per side of the feature maps of an attention layer, from its name."""
     grid = network.config.sample_size if grid is None else grid

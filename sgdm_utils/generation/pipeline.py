@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -30,15 +31,30 @@ from sgdm_utils.decoding.training import training_dtype
 from sgdm_utils.generation.conditioning import fold_maps, guided_colours
 from sgdm_utils.generation.decoder import Decoded
 from sgdm_utils.generation.guide import category_direction, guided_velocity
-from sgdm_utils.generation.networks import listen_by_resolution, predict, resolutions, velocity
+from sgdm_utils.generation.networks import (
+    check_listening,
+    listen_by_resolution,
+    predict,
+    resolutions,
+    velocity,
+)
 from sgdm_utils.generation.pretrained.stored import (
     DESCRIPTION,
     PretrainedPipeline,
     load_generator,
 )
+from sgdm_utils.generation.samplers import (
+    check_drawn,
+    check_generators,
+    check_scheduler,
+    model_input,
+    time_steps,
+)
 from sgdm_utils.workflow import atomic
 from sgdm_utils.workflow.artifacts import Artifact
 
+#: Parts that stay in float32 whatever the networks compute in.
+EXACT = ("vae", "decoder", "classifier", "posterior")
 #: Previews of one run: name, share of the picture's side that is shown.
 PREVIEWS = {"low": 4, "middle": 2, "full": 1}
 
@@ -77,6 +93,7 @@ class SGDMPipeline(DiffusionPipeline):
     Parameters
     ----------
     vae, unet, controlnet, condition, scheduler : the generator
+        Another scheduler may take the place of the training's (`samplers.check_scheduler`).
     classifier : LatentClassifier, or None for a pipeline without category guidance
     decoder : EEGDecoder, or None for a generator that is only given conditions
     posterior : EEGPosterior, or None where there is no forward model
@@ -102,11 +119,8 @@ class SGDMPipeline(DiffusionPipeline):
         posterior=None,
     ) -> None:
         super().__init__()
-        if scheduler.config.prediction_type != "v_prediction":
-            raise ValueError(
-                f"the networks predict velocities, the scheduler expects "
-                f"{scheduler.config.prediction_type!r}: give it prediction_type='v_prediction'"
-            )
+        self._alphas_bar = getattr(scheduler, "alphas_cumprod", torch.zeros(0)).clone()
+        check_scheduler(scheduler, "v_prediction", self._alphas_bar)
         self.register_modules(
             vae=vae, unet=unet, controlnet=controlnet, condition=condition, scheduler=scheduler,
             classifier=classifier, decoder=decoder, posterior=posterior,
@@ -140,7 +154,26 @@ class SGDMPipeline(DiffusionPipeline):
                 f"the pipeline in {folder} is not whole: {', '.join(lost)} is missing. Run "
                 "05_diffusion_training again, or copy the whole folder."
             )
-        return super().from_pretrained(folder, **kwargs)
+        for name in {"dtype", "torch_dtype"} & kwargs.keys():
+            if isinstance(kwargs[name], torch.dtype):
+                kwargs[name] = {"default": kwargs[name]} | dict.fromkeys(EXACT, torch.float32)
+        pipe = super().from_pretrained(folder, **kwargs)
+        if "scheduler" in kwargs and (folder / "scheduler").is_dir():
+            trained = getattr(diffusers, index["scheduler"][1]).from_pretrained(
+                folder, subfolder="scheduler"
+            )
+            pipe._alphas_bar = trained.alphas_cumprod
+        return pipe
+
+    def to(self, *args, **kwargs) -> SGDMPipeline:
+        """Move to a device, and UNet, ControlNet and conditions to a type; the others stay float32."""
+        dtype = kwargs.pop("dtype", None)
+        dtype = next((a for a in args if isinstance(a, torch.dtype)), dtype)
+        super().to(*(a for a in args if not isinstance(a, torch.dtype)), **kwargs)
+        if dtype is not None:
+            for part in (self.unet, self.controlnet, self.condition):
+                part.to(dtype)
+        return self
 
     @torch.no_grad()
     def __call__(
@@ -166,7 +199,7 @@ class SGDMPipeline(DiffusionPipeline):
         ----------
         eeg, electrodes, subject, sfreq : see `decoder.EEGDecoder`
         num_inference_steps, semantic_scale, structure_scale, category_scale : see `generate`
-        generator : torch.Generator on the CPU, or one for each epoch
+        generator : torch.Generator on the CPU, or a sequence with one for each epoch
         batch_size : int, epochs that are drawn together
         n_neighbours : int, gallery pictures to return for each epoch
         previews : bool, also return what the run believed on the way
@@ -181,12 +214,13 @@ class SGDMPipeline(DiffusionPipeline):
         """
         if self.decoder is None:
             raise ValueError("this pipeline has no EEG decoder: use generate(embedding, maps)")
+        generator = check_generators(generator, len(eeg))
         told = self._decode(eeg, electrodes, subject, sfreq, conditions, n_averaged)
         size = self.vae.config.size
         images, beliefs = [], []
         for start in range(0, len(told.embedding), batch_size):
             rows = slice(start, start + batch_size)
-            own = generator[rows] if isinstance(generator, Sequence) else generator
+            own = generator[rows] if isinstance(generator, list) else generator
             way: list[torch.Tensor] = []
             images.append(
                 self.generate(
@@ -254,14 +288,19 @@ class SGDMPipeline(DiffusionPipeline):
         Raises
         ------
         ValueError
-            For wrong shapes, values that are not finite or out of range, negative scales.
+            For wrong shapes, values that are not finite or out of range, negative scales, other
+            numbers of generators, a scheduler or attention processors that do not fit.
         """
         scales = {"semantic_scale": semantic_scale, "structure_scale": structure_scale}
         scales["category_scale"] = category_scale
         check_conditions(self, embedding, maps, category, scales)
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {num_inference_steps}, at least 1 is needed")
+        check_scheduler(self.scheduler, "v_prediction", self._alphas_bar)
+        for network in (self.unet, self.controlnet):
+            check_listening(network)
         batch, grid = len(embedding), self.unet.config.sample_size
+        generator = check_generators(generator, batch)
         device, dtype = self.unet.device, self.unet.dtype
         levels = {"embedding": embedding_noise, "structure": structure_noise}
         trust = [noise_levels(x, batch, name).to(device, dtype) for name, x in levels.items()]
@@ -288,27 +327,29 @@ class SGDMPipeline(DiffusionPipeline):
         }
         shape = (batch, self.unet.config.in_channels, grid, grid)
         latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = time_steps(self.scheduler, num_inference_steps, device)
         latents = latents * self.scheduler.init_noise_sigma
-        alphas_bar = self.scheduler.alphas_cumprod.to(device)
         residual_std = self.condition.config.residual_std
         accepted = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in accepted else {}
-        for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            noisy = self.scheduler.scale_model_input(latents, t).to(dtype)
-            output, time, a = torch.zeros_like(latents), t.expand(batch), alphas_bar[int(t)]
+        for step, t in enumerate(self.progress_bar(timesteps)):
+            noisy, a = model_input(self.scheduler, latents, t)
+            output, time = torch.zeros_like(latents), t.expand(batch)
             for branch, weight in weights.items():
                 folded = folded_maps if branch == "both" else None
-                f = predict(self.unet, self.controlnet, noisy, time, conditions[branch], folded)
+                f = predict(
+                    self.unet, self.controlnet, noisy.to(dtype), time, conditions[branch], folded
+                )
                 output += weight * f.float()
             # the weights of the branches sum to one, so converting the sum converts each of them
-            output = velocity(output, latents, a, residual_std, expected)
+            output = velocity(output, noisy, a, residual_std, expected)
             if category_scale:
-                direction = category_direction(self.classifier, latents, time, category)
+                direction = category_direction(self.classifier, noisy, time, category)
                 output = guided_velocity(output, direction, a, category_scale)
             if callback is not None:
-                callback(step, a.sqrt() * latents - (1 - a).sqrt() * output)
+                callback(step, a.sqrt() * noisy - (1 - a).sqrt() * output)
             latents = self.scheduler.step(output, t, latents, **extra).prev_sample
+        check_drawn(latents, self.scheduler)
         return self._pictures(latents, maps)
 
     def _decode(self, eeg, electrodes, subject, sfreq, conditions, n_averaged) -> Decoded:
@@ -389,9 +430,8 @@ def open_pipeline(
             "what is asked for needs the one that notebook 05 trains: use generation.open_generator, "
             "or set `generator: latent` and run notebook 05 again"
         )
-    dtypes = {"default": dtype or training_dtype(device)}
-    dtypes |= dict.fromkeys(("vae", "decoder", "classifier"), torch.float32)
-    pipe = SGDMPipeline.from_pretrained(artifact / "model", dtype=dtypes).to(device)
+    dtype = dtype or training_dtype(device)
+    pipe = SGDMPipeline.from_pretrained(artifact / "model", dtype=dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             precision=given.precision,
             finished=out.with_suffix(".items.json") if out else None,
             progress=not given.quiet,
+            background=given.background,
+            not_square=given.not_square,
             **{k: v for k in ("study", "model", "condition") if (v := getattr(given, k))},
         )
         if out:
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(format_table(table))
     if table.attrs["copies"]:
         print(
-            f"note: {table.attrs['copies']} reconstructions are their targets, byte for byte",
+            f"note: {table.attrs['copies']} reconstructions are their targets, pixel for pixel",
             file=sys.stderr,
         )
     return 3 if given.strict and table["value"].isna().any() else 0
@@ -94,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--metrics", nargs="+", metavar="NAME", help="only these metrics")
     add("--separator", default="_", help="between name and number of a sample, _ by default")
     add("--captions", help="CSV with the columns stem and caption, for text scores")
+    add("--background", metavar="COLOUR", help="what transparent pictures were shown on")
+    add("--not-square", choices=("crop", "pad"), help="what became of pictures that are not square")
     add("--substitute", action="append", default=[], metavar="NAME=FOLDER",
         help="add metrics of a CLIP in open_clip's folder layout, under a name of its own")  # fmt: skip
     for name in ("study", "model", "condition"):

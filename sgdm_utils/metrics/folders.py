@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from sgdm_utils.metrics import tables
 from sgdm_utils.metrics.classes import Result, TooFewPictures
 from sgdm_utils.metrics.features import extract
 from sgdm_utils.metrics.networks import Precision, Trunk, find_weights
-from sgdm_utils.metrics.pairs import Pair, PictureFolderError, pair_folders, read_rgb
+from sgdm_utils.metrics.pairs import Pair, PictureFolderError, pair_folders
 from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, TRUNKS
 from sgdm_utils.metrics.suite import (
     NO_CAPTIONS,
@@ -41,11 +42,14 @@ from sgdm_utils.metrics.suite import (
     select_metrics,
     weights_of,
 )
+from sgdm_utils.stimuli.files import Colour, read_rgb
+from sgdm_utils.stimuli.pictures import picture_digest
 from sgdm_utils.workflow.atomic import atomic_file, digest_file, digest_listing
 
 VERSION = 1  # of the computation; a higher one makes stored results of a lower one void
 BLOCK_BYTES = 512e6  # features of reconstructions that are held at once
 PICTURES_AT_ONCE = 16
+Reader = Callable[[Path], np.ndarray]
 
 
 def score_folders(
@@ -60,6 +64,8 @@ def score_folders(
     precision: Precision = "float32",
     finished: str | Path | None = None,
     progress: bool = False,
+    background: Colour | None = None,
+    not_square: str | None = None,
     **cells: object,
 ) -> pd.DataFrame:
     """Score reconstructions against targets.
@@ -76,17 +82,18 @@ def score_folders(
     precision : "float32" or "bfloat16", of the networks
     finished : path, optional, JSON in which finished metrics are kept, with the scores per picture
     progress : bool, show bars
+    background, not_square : what was shown, where files leave it open; see `stimuli.files.read_rgb`
     **cells : study, subject, seed, model, condition of the rows; by default the names of the folders
 
     Returns
     -------
     DataFrame with the columns `tables.COLUMNS`
-        `attrs` holds n_pictures, n_samples, and copies: the number of reconstructions that are, byte
-        for byte, their targets.
+        `attrs` holds n_pictures, n_samples, and copies: the number of reconstructions that are,
+        pixel for pixel, their targets.
 
     Raises
     ------
-    PictureFolderError
+    PictureFolderError, PictureError
         Files that cannot be paired or used.
     ValueError, FileNotFoundError
         Unknown names of metrics; weights that are damaged, of another network, or not where they
@@ -97,7 +104,8 @@ def score_folders(
     specs = select_metrics(names, substitutes)
     pairs = pair_folders(pred, target, samples_separator)
     texts = _texts(captions, pairs)
-    inputs, copies = _inspect(pairs, any(s.name == "pixcorr" for s in specs), progress)
+    read = partial(read_rgb, background=background, not_square=not_square)
+    inputs, copies = _inspect(pairs, any(s.name == "pixcorr" for s in specs), progress, read)
     store = Finished(Path(finished) if finished else None, inputs)
     results: dict[str, Result | str] = {}
     labels: dict[str, str] = {}
@@ -125,9 +133,9 @@ def score_folders(
             network = substitute or load_group(group, weights, device, precision, text)
             with tqdm(desc=group, unit="picture", disable=not progress) as bar:
                 if isinstance(network, Trunk):
-                    new = _score_features(network, todo, pairs, texts, bar)
+                    new = _score_features(network, todo, pairs, texts, bar, read)
                 else:
-                    new = _score_pictures(network, todo, pairs, device, bar)
+                    new = _score_pictures(network, todo, pairs, device, bar, read)
             del network
             store.add(new, keys)
             results |= new
@@ -152,7 +160,9 @@ def _check_device(device: str | torch.device) -> None:
         raise ValueError(f"device {device}: torch finds no CUDA device here, use cpu")
 
 
-def _inspect(pairs: list[Pair], correlate: bool, progress: bool) -> tuple[dict[str, str], int]:
+def _inspect(
+    pairs: list[Pair], correlate: bool, progress: bool, read: Reader
+) -> tuple[dict[str, str], int]:
     """Read everything once, so that what is wrong shows before the hours of computing.
 
     Returns
@@ -165,7 +175,7 @@ def _inspect(pairs: list[Pair], correlate: bool, progress: bool) -> tuple[dict[s
     for pair in tqdm(pairs, desc="reading", unit="picture", disable=not progress):
         for side, files in (("target", (pair.target,)), ("pred", pair.samples)):
             for number, path in enumerate(files):
-                pixels = read_rgb(path)
+                pixels = read(path)
                 first, size = sizes.setdefault(side, (path, pixels.shape))
                 if pixels.shape != size:
                     raise PictureFolderError(
@@ -178,18 +188,23 @@ def _inspect(pairs: list[Pair], correlate: bool, progress: bool) -> tuple[dict[s
                         "correlation with a picture is undefined. If a network made it, look for "
                         "overflow in 16 bits; to score it all the same, leave pixcorr out"
                     )
-                digests[side][f"{pair.stem}/{number}"] = digest_file(path)
+                digests[side][f"{pair.stem}/{number}"] = picture_digest(pixels)
         own = digests["target"][f"{pair.stem}/0"]
         copies += sum(digests["pred"][f"{pair.stem}/{i}"] == own for i in range(len(pair.samples)))
     return {side: digest_listing(found) for side, found in digests.items()}, copies
 
 
 def _score_pictures(
-    network: object, specs: list[MetricSpec], pairs: list[Pair], device: object, bar: tqdm
+    network: object,
+    specs: list[MetricSpec],
+    pairs: list[Pair],
+    device: object,
+    bar: tqdm,
+    read: Reader,
 ) -> dict[str, Result | str]:
     made = {spec.name: spec.make(network).to(device) for spec in specs}
     for some in _batches(pairs):
-        pred, target = _samples(some).to(device), _targets(some).to(device)
+        pred, target = _samples(some, read).to(device), _targets(some, read).to(device)
         for metric in made.values():
             metric.update(pred, target)
         bar.update(pred.shape[0] * pred.shape[1])
@@ -202,9 +217,10 @@ def _score_features(
     pairs: list[Pair],
     texts: list[str] | None,
     bar: tqdm,
+    read: Reader,
 ) -> dict[str, Result | str]:
     """Features of the targets first; then as many samples at a time as the memory is meant for."""
-    target = torch.cat([extract(trunk, _targets(some)) for some in _batches(pairs)])
+    target = torch.cat([extract(trunk, _targets(some, read)) for some in _batches(pairs)])
     encoded = trunk.encode_text(texts) if any(s.needs_captions for s in specs) else None
     n, n_samples = len(pairs), len(pairs[0].samples)
     made = {spec.name: spec.make(None).to(trunk.device) for spec in specs}
@@ -217,7 +233,7 @@ def _score_features(
         block = torch.empty(n, width, target.shape[1], device=trunk.device)
         done = 0
         for some in _batches(pairs, width):
-            pictures = _samples(some, start, width).flatten(0, 1)
+            pictures = _samples(some, read, start, width).flatten(0, 1)
             block[done : done + len(some)] = extract(trunk, pictures).unflatten(0, (-1, width))
             done += len(some)
             bar.update(len(pictures))
@@ -251,14 +267,14 @@ def _batches(pairs: list[Pair], width: int | None = None) -> Iterator[list[Pair]
         yield pairs[start : start + size]
 
 
-def _targets(pairs: list[Pair]) -> Tensor:
-    return _as_float(np.stack([read_rgb(pair.target) for pair in pairs]))
+def _targets(pairs: list[Pair], read: Reader) -> Tensor:
+    return _as_float(np.stack([read(pair.target) for pair in pairs]))
 
 
-def _samples(pairs: list[Pair], start: int = 0, width: int | None = None) -> Tensor:
+def _samples(pairs: list[Pair], read: Reader, start: int = 0, width: int | None = None) -> Tensor:
     stop = None if width is None else start + width
     files = [pair.samples[start:stop] for pair in pairs]
-    return _as_float(np.stack([np.stack([read_rgb(path) for path in some]) for some in files]))
+    return _as_float(np.stack([np.stack([read(path) for path in some]) for some in files]))
 
 
 def _as_float(pixels: np.ndarray) -> Tensor:

@@ -12,13 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from sgdm_utils.errors import DatasetError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_ORIENTATION = 0x0112  # EXIF
+from sgdm_utils.stimuli.files import SUFFIXES
 
 
 class PictureFolderError(DatasetError):
@@ -85,57 +80,6 @@ def pair_folders(pred: Path, target: Path, samples_separator: str = "_") -> list
             f"{_some(f'{stem} has {counts[stem]}' for stem in short)}. Every picture needs as many"
         )
     return [Pair(stem, wanted[stem], found[stem]) for stem in sorted(wanted)]
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """Read a picture that is 8-bit RGB and square; nothing is converted, cropped or resized.
-
-    Conversions are decisions (which background goes behind a transparent picture, which profile
-    turns CMYK into RGB) that change scores, so they are left to the person who knows.
-
-    Returns
-    -------
-    uint8 array of shape (side, side, 3)
-
-    Raises
-    ------
-    PictureFolderError
-        Unreadable, cut short, not RGB, not square, turned by an EXIF tag, or a moving picture.
-    """
-    try:
-        with Image.open(path) as file:
-            mode, frames = file.mode, getattr(file, "n_frames", 1)
-            turned = file.getexif().get(_ORIENTATION, 1) != 1
-            pixels = np.array(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureFolderError(
-            f"{path} cannot be read as a picture ({error}): write it again as PNG"
-        ) from error
-    if mode != "RGB":
-        raise PictureFolderError(
-            f"{path} is of mode {mode}, not RGB. {_remedy(mode)}; do the same to targets and "
-            "reconstructions"
-        )
-    if frames != 1:
-        raise PictureFolderError(f"{path} holds {frames} pictures: write the one that is meant")
-    if turned:
-        raise PictureFolderError(
-            f"{path} is turned by an EXIF tag: apply it with PIL.ImageOps.exif_transpose"
-        )
-    if pixels.shape[0] != pixels.shape[1]:
-        raise PictureFolderError(
-            f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels: the protocol makes pictures "
-            "square by stretching. Crop it as the pictures that were shown had been cropped"
-        )
-    return pixels
-
-
-def _remedy(mode: str) -> str:
-    if mode in ("L", "1", "P"):
-        return 'Convert it with PIL: Image.open(path).convert("RGB").save(path)'
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        return "Paste it onto the background on which it was shown and save it as RGB"
-    return "Export it as 8-bit RGB"
 
 
 def _list(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -11,10 +11,8 @@ same study and seed, and the rows of other seeds stay: the last seed must not st
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 import numbers
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from filelock import FileLock
 from numpy.typing import ArrayLike
 
 from sgdm_utils.metrics.statistics import N_RESAMPLES, bootstrap_interval, nested_mean
+from sgdm_utils.workflow import locks
 from sgdm_utils.workflow.atomic import atomic_file
 
 TEXT_COLUMNS = ("study", "subject", "model", "condition", "metric")
@@ -345,12 +344,8 @@ def publish_table(
 
 
 def _locked(target: Path) -> FileLock:
-    """A lock for seeds that run side by side: each reads, changes and writes the same file.
-
-    It does not lie beside the table, because reports are committed.
-    """
-    name = hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"sgdm-table-{name}.lock")
+    """A lock for seeds that run side by side: each reads, changes and writes the same file."""
+    return locks.shared_lock(target.with_name(f".{target.name}.lock"))
 
 
 def _rows_of(source: str | Path | Iterable[Mapping[str, object]]) -> pd.DataFrame:

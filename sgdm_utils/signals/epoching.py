@@ -283,7 +283,8 @@ def _check_events(
             f"{len(lost)} of {len(sample)} events lie too close to an end of the run for an epoch "
             f"from {limits[0]} to {limits[1]} s (first: event {lost[0]} at "
             f"{sample[lost[0]] / sfreq:.3f} s). "
-            "Drop them from events.tsv or shorten the epoch (tmin, tmax)."
+            f"Leave them out (margin_s of 00_data, {max(-limits[0], limits[1]):g} here) or shorten the "
+            "epoch (tmin, tmax)"
         )
     value, count = np.unique(sample, return_counts=True)
     if (count > 1).any():

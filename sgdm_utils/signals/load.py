@@ -137,9 +137,13 @@ def load_trials(run: Run, subjects: Sequence[str], memory_bytes: int = 1 << 30) 
         key = (list(montage["positions_m"]), montage["sfreq"], montage["tmin"])
         first = first or (subject, key)
         if key != first[1]:
+            names = ("channels", "sampling rate", "start of the epoch")
+            odd = [n for n, a, b in zip(names, key, first[1], strict=True) if a != b]
+            if sorted(key[0]) == sorted(first[1][0]):
+                odd = [n.replace("channels", "order of channels") for n in odd]
             raise ValueError(
-                f"{subject} and {first[0]} differ in channels, sampling rate or epoch: run "
-                "01_preprocessing with the same parameters for both"
+                f"{subject} and {first[0]} differ in {', '.join(odd)}: run 01_preprocessing on one "
+                "result of 00_data with the same parameters for both"
             )
         eeg.append(TrialFile(artifact / "eeg.npy"))
         table = pd.read_parquet(artifact / "trials.parquet").assign(subject_index=i)

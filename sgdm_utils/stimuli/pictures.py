@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sgdm_utils.stimuli import concepts, scenes, tangrams
+from sgdm_utils.stimuli.files import read_picture
 from sgdm_utils.stimuli.maps import _outline, structure_from_picture
 
 COLUMNS = (
@@ -277,24 +278,15 @@ def from_files(folder: Path, images: pd.DataFrame, size: int) -> StimulusSet:
     ----------
     folder : Path, what `stim_file` is relative to
     images : DataFrame with `image_id`, `concept`, `split`, `stim_file`
-    size : int, pixels per side; pictures are cropped to their central square and resized
+    size : int, pixels per side
 
     Raises
     ------
-    ValueError
-        If a file cannot be read as a picture; the message names it.
+    PictureError
+        If a file leaves open what was shown, see `files.read_rgb`.
     """
-    pictures = np.empty((len(images), size, size, 3), np.uint8)
-    for i, name in enumerate(images["stim_file"]):
-        try:
-            with Image.open(Path(folder) / name) as file:
-                picture = ImageOps.fit(file.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-        except OSError as error:
-            raise ValueError(
-                f"{Path(folder) / name} cannot be read as a picture ({error}). Export it again as "
-                "PNG or JPEG, or take its rows out of events.tsv"
-            ) from error
-        pictures[i] = np.asarray(picture)
+    files = [Path(folder) / name for name in images["stim_file"]]
+    pictures = np.stack([read_picture(file, size) for file in files])
     silhouettes, edges = map(np.stack, zip(*map(structure_from_picture, pictures), strict=True))
     concept = images["concept"].astype(str)
     extra = {

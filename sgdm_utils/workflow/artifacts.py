@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgdm_utils.workflow import atomic, digests, machine, paths
+from sgdm_utils.workflow import atomic, digests, machine, paths, raw
 
 MANIFEST = "manifest.json"
 CONTENT = "content.sha256"  # one line; its change is what makes later steps run again
@@ -72,7 +72,7 @@ class Artifact:
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 over files and parameters: everything that a reader can take from here."""
+        """SHA-256 over files, parameters and notes: all that a reader can take from here."""
         return self.manifest["content_digest"]
 
     @property
@@ -92,6 +92,7 @@ def write_artifact(
     parameters: Mapping[str, Any],
     inputs: Sequence[Artifact] = (),
     notes: Mapping[str, Any] | None = None,
+    recording: Mapping[str, Any] | None = None,
 ) -> Iterator[Path]:
     """Write one artifact, whole or not at all.
 
@@ -109,6 +110,8 @@ def write_artifact(
     notes : mapping, optional
         Anything later notebooks or people should know. Read at the end, so it may be filled inside
         the block.
+    recording : mapping, optional
+        What was read of a raw data set, from `raw.describe`; filled inside the block like `notes`.
 
     Yields
     ------
@@ -146,13 +149,17 @@ def write_artifact(
                 f"no file was written for {_label(study, who, stage, seed)}; "
                 "the previous artifact, if any, stays"
             )
+        recording = dict(recording or {})
+        noted = plain(dict(notes or {}), "note")
         manifest = {
-            "identity": identity,
-            "content_digest": content_digest(files, identity["parameters"]),
+            "identity": identity | {"raw": raw.digest(recording) if recording else None},
+            "content_digest": content_digest(files, identity["parameters"], noted),
             "files": files,
             "provenance": machine.provenance(),
-            "notes": plain(dict(notes or {}), "note"),
+            "notes": noted,
+            "raw": recording,
         }
+        manifest["seal"] = _seal(manifest)
         (out / MANIFEST).write_text(
             json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )
@@ -189,6 +196,7 @@ def read_artifact(
     folder = paths.stage_dir(study, who, stage, seed)
     artifact = _open(folder, (study, who, stage, seed))
     _check_files(artifact, verify)
+    _check_recording(artifact, verify)
     _check_inputs(artifact)
     changed = changed_code(artifact)
     if changed:
@@ -201,35 +209,45 @@ def read_artifact(
     return artifact
 
 
-def forget_unless_current(folder: Path, parameters: Mapping[str, Any]) -> None:
-    """Remove the content file of a result that a run with `parameters` would not give.
-
-    A workflow engine, which looks at that file only, then computes the result anew. Everything else
-    stays until the new result replaces it.
+def why_not_current(
+    folder: Path, parameters: Mapping[str, Any] | None = None, *, verify: bool = False
+) -> str | None:
+    """Return why a run would not give the result in `folder` again; None where it would.
 
     Parameters
     ----------
     folder : Path
         Folder of the artifact; it need not exist.
-    parameters : mapping
+    parameters : mapping, optional
         Values of all parameters of its notebook. Those that the manifest does not record are not
-        compared.
+        compared; None compares none.
+    verify : bool
+        Read every file, also of the recording, and compare its SHA-256.
+
+    Returns
+    -------
+    str or None
+        One sentence; ``"missing"`` where there is no such result. Nothing on the disk is changed.
     """
-    if not (folder / CONTENT).is_file():
-        return
+    if not (folder / MANIFEST).is_file():
+        return "missing"
     try:
         artifact = _open(folder, _labels_of(_relative_to_data(folder)))
-        _check_files(artifact, verify=False)
+        _check_files(artifact, verify)
+        _check_recording(artifact, verify)
         _check_inputs(artifact)
-        recorded = artifact.parameters
-        wanted = plain(dict(parameters), "parameter")
-        current = not changed_code(artifact) and all(
-            wanted.get(name, value) == value for name, value in recorded.items()
-        )
-    except ArtifactError:
-        current = False
-    if not current:
-        (folder / CONTENT).unlink()
+        wanted = plain(dict(parameters or {}), "parameter")
+    except ArtifactError as error:
+        return str(error)
+    differ = [
+        f"{name} is {wanted[name]!r} and was {value!r}"
+        for name, value in artifact.parameters.items()
+        if wanted.get(name, value) != value
+    ]
+    edited = [f"{name} has been edited" for name in changed_code(artifact)]
+    if not (folder / CONTENT).is_file():  # the engine removes it before it runs a step anew
+        edited.append("its last run was interrupted")
+    return "; ".join(differ + edited) or None
 
 
 def changed_code(artifact: Artifact) -> list[str]:
@@ -264,12 +282,14 @@ def _open(
         )
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        seal = manifest.pop("seal")
         artifact = Artifact(folder, manifest)
-        sound = artifact.content_digest == content_digest(manifest["files"], artifact.parameters)
+        content = content_digest(manifest["files"], artifact.parameters, artifact.notes)
+        sound = seal == _seal(manifest) and artifact.content_digest == content
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IncompleteArtifactError(
-            f"{paths.relative(folder / MANIFEST)} cannot be read ({error}). Make it anew: "
-            f"{_command(place)}"
+            f"{paths.relative(folder / MANIFEST)} cannot be read ({type(error).__name__}: {error}): "
+            f"it is damaged or of an earlier version. Make it anew: {_command(place)}"
         ) from error
     if not sound:
         raise IncompleteArtifactError(
@@ -302,6 +322,19 @@ def _check_files(artifact: Artifact, verify: bool) -> None:
             raise IncompleteArtifactError(
                 f"{paths.relative(path)} is not what was written (SHA-256 differs). {remedy}"
             )
+
+
+def _check_recording(artifact: Artifact, verify: bool) -> None:
+    if not artifact.manifest["raw"]:
+        return
+    found = raw.changed(artifact.manifest["raw"], verify)
+    if found:
+        some = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        raise StaleArtifactError(
+            f"{artifact.label} was made before a change of the recording in "
+            f"{paths.relative(paths.raw_dir(artifact.manifest['raw']['root']))}: {some}. "
+            f"Run: {_command(artifact.identity)}"
+        )
 
 
 def _check_inputs(wanted: Artifact) -> None:
@@ -465,11 +498,20 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def content_digest(files: dict[str, dict[str, Any]], parameters: dict[str, Any]) -> str:
-    """Return one SHA-256 for files and parameters, whatever their order."""
+def content_digest(
+    files: dict[str, dict[str, Any]], parameters: dict[str, Any], notes: dict[str, Any]
+) -> str:
+    """Return one SHA-256 for files, parameters and notes, whatever their order."""
     listing = {name: facts["sha256"] for name, facts in files.items()}
     settings = {name: value for name, value in parameters.items() if name not in LABELS}
-    return atomic.digest_listing({**listing, "//parameters": json.dumps(settings, sort_keys=True)})
+    told = {"//parameters": settings, "//notes": notes}
+    told = {name: json.dumps(values, sort_keys=True) for name, values in told.items()}
+    return atomic.digest_listing(listing | told)
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 over a manifest without its seal, so that an edit of any part of it is seen."""
+    return atomic.digest_listing({"manifest": json.dumps(manifest, sort_keys=True)})
 
 
 def plain(values: Any, what: str, where: str = "") -> Any:

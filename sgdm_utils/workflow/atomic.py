@@ -20,6 +20,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sgdm_utils.workflow import locks
+
 _CHUNK = 1 << 20  # bytes read at once for a digest
 _TOKEN_BYTES = 6
 _TOKEN_GLOB = "[0-9a-f]" * (2 * _TOKEN_BYTES)
@@ -44,28 +46,11 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     -----
     Two writers at once each fill a folder of their own; the one that finishes last stays.
     """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    part = target.parent / f".{target.name}.{secrets.token_hex(_TOKEN_BYTES)}.part"
-    lock = FileLock(f"{part}.lock")
-    with lock:  # taken before the folder exists: a folder without a held lock is a leftover
-        part.mkdir()
-        try:
-            yield part
-            _flush(part)
-            _publish(part, target)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                error.add_note(
-                    f"The disk is full: {target} was not replaced and what had been written was "
-                    "removed. "
-                    "Free some space, or set SGDM_DATA to a folder on a larger disk, and run again."
-                )
-            raise
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-            Path(lock.lock_file).unlink(missing_ok=True)
+    with hidden_folder(target) as part:
+        recover(Path(target))
+        yield part
+        _flush(part)
+        _publish(part, Path(target))
 
 
 @contextlib.contextmanager
@@ -80,18 +65,89 @@ def atomic_file(target: Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        A path beside `target` with the same suffix, to be written.
+        A path of the same name in a hidden folder beside `target`, to be written.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f".{target.stem}.{secrets.token_hex(_TOKEN_BYTES)}.part{target.suffix}"
-    try:
+    with hidden_folder(target) as folder:
+        part = folder / target.name
         yield part
         _fsync(part)
         os.replace(part, target)
         _fsync(target.parent)
-    finally:
-        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hidden_folder(target: Path) -> Iterator[Path]:
+    """Make an empty hidden folder beside `target`, and remove it in the end.
+
+    While it is there a lock is held on it, which dies with the process: `sweep` removes the folders
+    whose lock nobody holds.
+
+    Raises
+    ------
+    DiskFull
+        When the disk is full, also where a library reports it in words of its own.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent, target.name)
+    part = target.parent / f".{target.name}.{secrets.token_hex(_TOKEN_BYTES)}.part"
+    lock = FileLock(f"{part}.lock")
+    with lock:  # taken before the folder exists: a folder without a held lock is a leftover
+        try:
+            part.mkdir()
+            yield part
+        except (OSError, RuntimeError) as error:  # torch says it in a RuntimeError
+            if _is_full(error, target.parent):
+                raise DiskFull(target, part) from error
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+class DiskFull(OSError):
+    """There is no room for a result; the message says where, how much is needed and what to do.
+
+    Parameters
+    ----------
+    target : Path, what could not be written
+    part : Path, folder of what has been written of it
+    """
+
+    def __init__(self, target: Path, part: Path) -> None:
+        written = max(map(_size, (part, target)))
+        free = shutil.disk_usage(target.parent).free
+        super().__init__(
+            errno.ENOSPC,
+            f"the disk of {target.parent} is full: {free / 1e6:.1f} MB are free and {target.name} "
+            f"needs at least {written / 1e6:.1f} MB more than other files leave. It was not replaced. "
+            "Free some space, or set SGDM_DATA and SGDM_REPORTS to folders on a larger disk, and run "
+            "again",
+        )
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove the hidden folders in `folder` of processes that are gone.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to look; folders below it are not searched.
+    name : str
+        Only those that were to become a file or folder of this name.
+    """
+    pattern = f".{name}.{_TOKEN_GLOB}.part"
+    left = {*folder.glob(pattern), *(p.with_suffix("") for p in folder.glob(f"{pattern}.lock"))}
+    for part in left:
+        lock = FileLock(f"{part}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):
+            continue  # its process is alive, or it is somebody else's
+        shutil.rmtree(part, ignore_errors=True)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def recover(target: Path) -> None:
@@ -148,18 +204,17 @@ def _publish(part: Path, target: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove the unfinished folders of writers that are gone."""
-    recover(target)
-    for part in target.parent.glob(f".{target.name}.{_TOKEN_GLOB}.part"):
-        lock = FileLock(f"{part}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue  # its writer is alive
-        shutil.rmtree(part, ignore_errors=True)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Tell a full disk; numpy and torch report it without its number."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return number is None and shutil.disk_usage(folder).free < _CHUNK
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else list_files(path) if path.is_dir() else []
+    return sum(file.stat().st_size for file in files)
 
 
 def _holds_something(folder: Path) -> bool:
@@ -172,7 +227,7 @@ def _retired(target: Path) -> list[Path]:
 
 
 def _publishing(target: Path) -> FileLock:
-    return FileLock(target.parent / f".{target.name}.lock")
+    return locks.shared_lock(target.parent / f".{target.name}.lock")
 
 
 def _flush(folder: Path) -> None:

@@ -100,6 +100,12 @@ class Step:
         return paths.executed_notebook(self.study, self.notebook, self.who, self.seed)
 
     @property
+    def name(self) -> str:
+        """What people and the engine call it, ``"03_contrastive_alignment_seed0"``."""
+        seed = None if self.seed is None else f"seed{self.seed}"
+        return "_".join(part for part in (self.notebook, self.subject, seed) if part)
+
+    @property
     def command(self) -> str:
         """Command that runs it alone."""
         parts = ["python -m sgdm_utils run", self.notebook, "--study", self.study]
@@ -125,15 +131,25 @@ def load_study(study: str) -> StudyConfig:
     path = paths.config_dir() / f"{study}.yaml"
     if not path.is_file():
         there = studies()
+        if not isinstance(study, str) or not _comes_through(study):
+            raise ConfigError(
+                f"a study cannot be called {study}: command lines read that as a number or a truth "
+                f"value. Rename the file and its first line, e.g. study_{study}, and ask for that"
+            )
         raise ConfigError(
             f"there is no study {study!r}: {paths.relative(path)} does not exist. "
             f"{_suggest(study, there, 'studies')}"
         )
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=schemas.StrictLoader)
+        content = schemas.load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{paths.relative(path)} is no valid YAML: {error}") from error
     problems = _frame_problems(content)
+    if not problems and not _comes_through(study):
+        problems.append(
+            f"study: {study!r} is read as a number or a truth value on the way through a command line. "
+            f"Rename the file and this line, e.g. study_{study}"
+        )
     if not problems and content["study"] != study:
         problems.append(f"study: is {content['study']!r}, but the file is named {path.name}")
     sections = {}
@@ -154,6 +170,15 @@ def load_study(study: str) -> StudyConfig:
         problem = f"extra_seeds: {twice[0]} is one of seeds already"
         raise ConfigError(f"{paths.relative(path)} cannot be used:\n  {problem}")
     return StudyConfig(study, tuple(content["subjects"]), seeds, sections, path, until, extra)
+
+
+def _comes_through(study: str) -> bool:
+    """Whether a name is still text after ``snakemake --config study=<name>``."""
+    try:
+        float(study)
+    except ValueError:
+        return isinstance(yaml.safe_load(study), str)
+    return False
 
 
 def studies() -> list[str]:
@@ -183,6 +208,17 @@ def plan(config: StudyConfig, extra_seeds: bool = False) -> list[Step]:
                     for subject in subjects
                 ]
     return steps
+
+
+def reads(step: Step, steps: Iterable[Step]) -> list[Step]:
+    """Return those of `steps` that a step reads: of its own subject and seed, where it has one."""
+    return [
+        other
+        for other in steps
+        if other.stage in paths.STAGES[step.stage].reads
+        and (None in (step.subject, other.subject) or step.subject == other.subject)
+        and other.seed in (None, step.seed)
+    ]
 
 
 def page_dir(config: StudyConfig, seed: int) -> Path:

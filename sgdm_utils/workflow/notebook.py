@@ -6,12 +6,13 @@ so that the manifest of what is written names all of its inputs: none can be for
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sgdm_utils.workflow import artifacts, config, paths
+from sgdm_utils.workflow import artifacts, atomic, config, paths, raw
 from sgdm_utils.workflow.artifacts import Artifact
 
 
@@ -41,6 +42,8 @@ class Run:
         self.seed: int | None = self.parameters["seed"] if per_seed else None
         self.subject: str | None = self.parameters["subject"] if per_subject else None
         self._read: dict[Path, Artifact] = {}
+        self._recording: dict[str, Any] = {}
+        self._scratch = contextlib.ExitStack()
 
     @property
     def inputs(self) -> list[Artifact]:
@@ -114,6 +117,7 @@ class Run:
             An empty folder that takes the result's place when the block ends well. The manifest
             names the parameters, the code, and everything that was read through `read`.
         """
+        recording = self._recording
         with artifacts.write_artifact(
             self.study,
             self.subject or paths.JOINT,
@@ -123,8 +127,13 @@ class Run:
             parameters=self.parameters,
             inputs=self.inputs,
             notes=notes,
+            recording=recording,
         ) as out:
             yield out
+            made_here = (notes or {}).get("dataset") == "simulated"
+            if self.stage == "data" and (notes or {}).get("raw_root") and not made_here:
+                people = notes["subjects"]
+                recording |= raw.describe(notes["raw_root"], people, signals=False)
         print("written:", paths.relative(self.folder))
 
     def finish(self, reason: str) -> None:
@@ -158,8 +167,24 @@ class Run:
         return folder / f"{name}.csv"
 
     def raw_dir(self, data: Artifact) -> Path:
-        """Return the folder of the recordings that `data` was made from."""
-        return paths.raw_dir(data.notes["raw_root"])
+        """Return the folder of the recordings that `data` was made from.
+
+        A notebook that runs once for each person remembers what the recording of this person holds:
+        a correction of it makes what is written out of date.
+        """
+        name = data.notes["raw_root"]
+        if self.subject and not self._recording:
+            self._recording = raw.describe(name, [self.subject], signals=True)
+        return paths.raw_dir(name)
+
+    def scratch(self) -> Path:
+        """Return an empty folder for large files that only this kernel needs.
+
+        It is removed when the kernel ends; after a kill the next step of the study removes it.
+        """
+        atexit.register(self._scratch.close)
+        target = paths.study_dir(self.study) / "scratch"
+        return self._scratch.enter_context(atomic.hidden_folder(target))
 
 
 def begin(notebook: str, namespace: Mapping[str, Any]) -> Run:

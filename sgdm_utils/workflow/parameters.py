@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import math
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,12 +122,15 @@ def type_problem(parameter: Parameter, value: Any) -> str | None:
         f"{value!r} is of type {type(value).__name__} where "
         f"{parameter.annotation} is declared (default {parameter.default!r})"
     )
-    if isinstance(value, str) and _is_number(value):
-        number = float(value)
-        plain = f"{number:.1e}" if "e" in value.lower() else repr(number)
-        return f"{problem}. YAML reads this as text: write {plain}"
-    if isinstance(value, bool):
-        return f"{problem}. YAML reads yes, no, on and off as true and false: put text in quotes"
+    for entry in value if isinstance(value, list) else [value]:
+        if isinstance(entry, float) and not math.isfinite(entry):
+            return f"{problem}: it is not finite, and nothing can be computed with it"
+        if isinstance(entry, bool) and "str" in parameter.annotation:
+            return (
+                f"{problem}. YAML reads yes, no, on and off as true and false: put text in quotes"
+            )
+        if remedy := _as_number(entry, parameter.annotation):
+            return f"{problem}. YAML reads this as text: write {remedy}"
     return problem
 
 
@@ -137,7 +141,8 @@ def _fits(annotation: ast.expr, value: Any) -> bool:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _fits(left, value) or _fits(right, value)
         case ast.Name(id="float"):
-            return isinstance(value, int | float) and not isinstance(value, bool)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return number and math.isfinite(value)
         case ast.Name(id="int"):
             return isinstance(value, int) and not isinstance(value, bool)
         case ast.Name(id=name) if name in _SIMPLE:
@@ -160,9 +165,15 @@ def _comments(source: str) -> dict[int, str]:
     return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
 
 
-def _is_number(text: str) -> bool:
+def _as_number(text: Any, annotation: str) -> str | None:
+    """How YAML wants a number to be written that it took for text; None where that does not help."""
     try:
-        float(text)
+        number = float(text) if isinstance(text, str) else math.nan
     except ValueError:
-        return False
-    return True
+        return None
+    if not math.isfinite(number):
+        return None
+    if "float" in annotation:
+        digits, exponent, power = repr(number).partition("e")
+        return f"{digits}{'' if '.' in digits else '.0'}{exponent}{power}"
+    return str(int(number)) if "int" in annotation and number.is_integer() else None

@@ -9,12 +9,16 @@ failed, is kept in ``reports/<study>/executed``. ``--list`` shows what a study c
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import errno
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,13 +28,19 @@ from typing import Any
 
 import psutil
 
+from sgdm_utils.workflow import atomic, locks, paths
 from sgdm_utils.workflow import config as study_config
-from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.config import ConfigError, Step, StudyConfig
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _HEADING = re.compile(r"^#{1,4}\s+(.+?)\s*#*$", re.MULTILINE)
 _SAMPLE_EVERY_S = 0.5
+_PATIENCE_S = 20.0
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+#: Full disks in the words of the system, of numpy (`tofile`) and of torch (`save`).
+_FULL = re.compile(
+    r"No space left|quota exceeded|\d+ requested and \d+ written|file write failed|PytorchStreamWriter"
+)
 
 
 class NotebookFailed(RuntimeError):
@@ -39,6 +49,8 @@ class NotebookFailed(RuntimeError):
 
 def execute(config: StudyConfig, step: Step) -> Path:
     """Run one step and return the path of the executed copy.
+
+    One process at a time computes a step, and none beside an engine that runs its study.
 
     Parameters
     ----------
@@ -53,7 +65,30 @@ def execute(config: StudyConfig, step: Step) -> Path:
         Before anything runs, when the parameters do not fit the notebook.
     NotebookFailed
         When a cell failed; the executed copy with the traceback is kept.
+    sgdm_utils.workflow.locks.BusyError
+        When another process computes this step, or an engine this study.
     """
+    folder, label = paths.study_dir(step.study), _label(step)
+    with contextlib.ExitStack() as stack:
+        if not os.environ.get(locks.ENGINE):
+            with locks.held(engine_lock(step.study), f"study {step.study!r}"):
+                pass
+        # a step of an engine that was killed notices within seconds that nobody waits for it
+        lock = step.artifact.parent / f".{step.stage}.running.lock"
+        stack.enter_context(locks.held(lock, f"[{label}]", _PATIENCE_S))
+        for left in (folder, step.artifact.parent, step.executed.parent.parent / "tables"):
+            atomic.sweep(left)
+        for left in step.executed.parent.glob(f"{step.executed.stem}.*.running.ipynb"):
+            left.unlink(missing_ok=True)
+        return _execute(config, step, label)
+
+
+def engine_lock(study: str) -> Path:
+    """Return the lock that an engine holds while it runs a study."""
+    return paths.study_dir(study) / ".engine.lock"
+
+
+def _execute(config: StudyConfig, step: Step, label: str) -> Path:
     papermill = _papermill()  # takes a second, which --list and refusals need not wait for
     import nbformat
     from nbclient.exceptions import DeadKernelError
@@ -67,7 +102,8 @@ def execute(config: StudyConfig, step: Step) -> Path:
     source = paths.notebook_path(step.notebook)
     target = step.executed
     target.parent.mkdir(parents=True, exist_ok=True)
-    running = target.with_name(f"{target.stem}.running.ipynb")
+    running = target.with_name(f"{target.stem}.{os.getpid()}.running.ipynb")
+    _homes()
     # A python3 kernel that the user installed from another environment must not take over.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     # Threads that wait in a loop keep a busy neighbour off the core; the digits are the same.
@@ -77,7 +113,7 @@ def execute(config: StudyConfig, step: Step) -> Path:
     # The kernel imports this copy of the package, also where another checkout is installed.
     search = [str(paths.project_root()), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
-    label, started, failure = _label(step), time.time(), None
+    started, failure = time.time(), None
     try:
         with _memory_of_children() as peak:
             papermill.execute_notebook(
@@ -100,6 +136,7 @@ def execute(config: StudyConfig, step: Step) -> Path:
         failure = (
             f"[{label}] failed in cell In [{error.exec_count}]"
             f"{f' of section {section!r}' if section else ''}\n{message}"
+            f"{_disk_advice(message, step)}"
         )
     except DeadKernelError:
         failure = (
@@ -144,8 +181,13 @@ def main(arguments: list[str] | None = None) -> int:
         notebook = options.notebook.removeprefix("notebooks/").removesuffix(".ipynb")
         step = study_config.step(config, notebook, options.subject, options.seed)
         execute(config, step)
-    except (ConfigError, NotebookFailed) as error:
+    except (ConfigError, NotebookFailed, locks.BusyError) as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        print(explain(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; results of earlier notebooks are kept", file=sys.stderr)
@@ -218,6 +260,46 @@ def _nothing_new(step: Step, started: float) -> str | None:
     return (
         f"[{_label(step)}] ran to its end but did not write {paths.relative(step.artifact)}: "
         f"its last section has to call provenance.write_artifact(..., {step.stage!r}, ...)"
+    )
+
+
+def _disk_advice(message: str, step: Step) -> str:
+    """What to do where a library says in its words that the disk is full."""
+    if "Free some space" in message or not _FULL.search(message):
+        return ""
+    folder = paths.study_dir(step.study)
+    free = shutil.disk_usage(folder).free / 1e9
+    return (
+        f"\nThe disk of {folder} was full ({free:.1f} GB are free now that unfinished files are "
+        "removed). Free some space, or set SGDM_DATA to a folder on a larger disk, and run again."
+    )
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder if need be; raise OSError where nothing can be written into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _homes() -> None:
+    """Give kernels folders for what they usually keep at home, where home cannot be written."""
+    if os.access(Path.home(), os.W_OK):
+        return
+    folder = tempfile.mkdtemp(prefix="sgdm-home-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"):
+        os.environ.setdefault(name, folder)
+
+
+def explain(error: OSError) -> str:
+    """Return one sentence for a folder that cannot be written, with what to do."""
+    where = error.filename or "a file"
+    if isinstance(error, atomic.DiskFull) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}: {error.strerror}" if error.filename else str(error.strerror)
+    return (
+        f"{where} cannot be written ({error.strerror}): ask for permission to write there, or set "
+        "SGDM_DATA (data and results) and SGDM_REPORTS (reports) to folders that you may write"
     )
 
 

@@ -18,18 +18,58 @@ if TYPE_CHECKING:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key that stands twice in one mapping; plain YAML keeps the last."""
+    """Safe YAML that refuses what is easily something else than what was meant.
+
+    A key that stands twice in one mapping (plain YAML keeps the last), keys and values that are
+    neither text, number, truth value, list nor mapping (2026-11-29 is a date, 1 no name), and
+    references to other places (a few lines of them can stand for gigabytes).
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"*{event.anchor}: write out what it refers to", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        if type(value).__name__ in ("date", "datetime", "bytes", "set"):
+            kind = type(value).__name__
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r} is read as a {kind}: put it in quotes", node.start_mark
+            )
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is no text: put it in quotes", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands there twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """Return what a YAML text says.
+
+    Raises
+    ------
+    yaml.YAMLError
+        For whatever cannot be read, with its place where that is known.
+    """
+    try:
+        return yaml.load(text, Loader=StrictLoader)
+    except (ValueError, OverflowError, RecursionError, TypeError) as error:
+        raise yaml.YAMLError(f"a value cannot be read ({type(error).__name__}: {error})") from error
 
 
 def violations(schema: Mapping[str, Any], content: Any) -> Iterator[jsonschema.ValidationError]:

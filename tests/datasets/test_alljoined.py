@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sgdm_utils.datasets import tables
+from sgdm_utils.datasets import readers, tables
 from sgdm_utils.datasets.alljoined import forms
 from sgdm_utils.datasets.alljoined import order as alljoined_order
 from sgdm_utils.datasets.pickles import UnsafePickleError
@@ -501,13 +501,30 @@ def test_another_number_of_channels_or_another_rate_is_named(study):
 def test_microvolts_taken_for_volts_and_flat_channels_are_named(study):
     rewrite(study, unit="")
     row = read(study, subjects=["sub-01"]).recordings.iloc[0]
-    with pytest.raises(DatasetError, match=r"beyond 0\.1 V.*lack the unit"):
-        forms.read_raw(row, study)
+    with pytest.raises(DatasetError, match=r"10\^6 times too large.*physical dimension"):
+        readers.read_raw("alljoined_edf", row, study)
     data = samples_of(1, 1, 1)
     data[4] = 4200
     write_edf(block_file(study, 1, 1, 1), data, block_markers(experiment(1), 1, 1))
     with pytest.raises(ChannelError, match="no signal at all in F5"):
         forms.read_raw(row, study)
+
+
+def test_channels_in_another_order_are_stacked_by_name_or_refused(study):
+    data = samples_of(1, 1, 2)
+    markers = block_markers(experiment(1), 1, 2)
+    write_edf(block_file(study, 1, 1, 2), data[::-1], markers, names=ELECTRODES[::-1])
+    recordings = read(study, subjects=["sub-01"]).recordings
+    first, second = (
+        readers.read_raw("alljoined_edf", row, study) for row in recordings.to_dict("records")[:2]
+    )
+    assert first.ch_names == second.ch_names
+    np.testing.assert_allclose(second.get_data(), data * 1e-6, atol=8400e-6 / 65535)
+    names = ["AFz" if n == "Afz" else n for n in ELECTRODES]
+    for subject, ch_names in ((1, names), (2, names[::-1])):
+        write_flat(study, subject, experiment(subject), ch_names=ch_names)
+    with pytest.raises(DatasetError, match=r"sub-02.* channels in another order than .*sub-01"):
+        forms.tables(study, "alljoined_flat", ["sub-01", "sub-02"], sub06="as_listed")
 
 
 def exchange(markers):

@@ -6,6 +6,7 @@ All figures are the project's own, written by `kilogram_files` in KiloGram's for
 from __future__ import annotations
 
 import json
+import re
 import time
 from itertools import product
 from pathlib import Path
@@ -28,7 +29,7 @@ from PIL import Image
 from shapely import contains_xy
 from shapely.geometry import Polygon
 
-from sgdm_utils.datasets import bids, splits
+from sgdm_utils.datasets import bids, readers, splits
 from sgdm_utils.datasets.kilogram import pictures as kilogram_pictures
 from sgdm_utils.datasets.kilogram import recordings
 from sgdm_utils.datasets.kilogram.figures import Tangram, read_svg, relations
@@ -93,6 +94,8 @@ def test_the_frame_is_the_view_box_with_equal_margins(tmp_path):
     ("transform", "inverse"),
     [  # the inverse of each, worked out by hand
         ("translate(3,4)", lambda x, y: (x - 3, y - 4)),
+        ("translate(3-4)", lambda x, y: (x - 3, y + 4)),
+        ("translate(.5.25)", lambda x, y: (x - 0.5, y - 0.25)),
         ("translate(3)", lambda x, y: (x - 3, y)),
         ("scale(2)", lambda x, y: (x / 2, y / 2)),
         ("scale(2 -4)", lambda x, y: (x / 2, -y / 4)),
@@ -125,6 +128,16 @@ def test_the_square_is_found_by_its_angles(tmp_path):
     assert swapped.svg_ids == ("2", "1", "3", "4", "5", "6", "7")
     np.testing.assert_allclose(swapped.pieces[0], want.pieces[0])
     np.testing.assert_array_equal(relations(swapped), relations(want))
+
+
+def test_a_sign_separates_numbers(tmp_path):
+    points = [p - 500 for p in boat()]  # all coordinates below zero
+    plain = re.sub('viewBox="[^"]*"', 'viewBox="-500 -500 400 400"', svg_text(points))
+    want = read_svg(write(tmp_path / "a.svg", plain))
+    glued = re.sub(r'points="([^"]*)"', lambda m: re.sub(r"[\s,]+-", "-", m[0]), plain)
+    assert "," not in glued.split('points="')[1].split('"')[0]
+    for a, b in zip(read_svg(write(tmp_path / "a.svg", glued)).pieces, want.pieces, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_point_given_twice_at_the_end_is_one_corner(tmp_path):
@@ -172,6 +185,20 @@ def points_of(name: int) -> str:
         (points_of(2), points_of(1), "the polygons 1 and 2 have the same corners"),
         ('id="5"', 'id="5" transform="scale(2)"', "polygon 5 has 0.364 of the area"),
         ('id="5"', 'id="5" transform="skewX(3)"', r"'skewX(3)' is not understood"),
+        (
+            'id="5"',
+            'id="5" style="fill:red;transform: scale(2)"',
+            "'transform' moves what is drawn",
+        ),
+        ('id="5"', 'id="5" style="rotate:9deg"', "'rotate' moves what is drawn"),
+        ('id="5"', 'id="5" transform-origin="3 4"', "'transform-origin' moves what is drawn"),
+        (
+            "<polygon ",
+            "<defs><style>polygon { transform: none }</style></defs><polygon ",
+            "'transform' moves what is drawn",
+        ),
+        ("<polygon ", "<svg/><polygon ", "'svg' moves what is drawn"),
+        ("<polygon ", "<animateTransform/><polygon ", "'animateTransform' moves what is drawn"),
         ('id="5"', 'id="5" transform="matrix(1,0,0,1)"', r"'matrix(1,0,0,1)' is not understood"),
         ('id="5"', 'id="5" transform="turn left"', "is not understood at 'turn left'"),
         ("viewBox", "viewbox", "has the viewBox None, not four numbers"),
@@ -673,6 +700,17 @@ def test_a_doubled_event_is_named_and_a_late_one_can_be_left_out(tmp_path):
     assert 0 < len(everything) - len(inside) < 5
     only = recordings.tables(tmp_path, keep={"trial_type": ["tangram"]}).events
     pd.testing.assert_frame_equal(only, everything)
+    for asked in ({"margin_s": 2.5}, {"keep": {"trial_type": ["nothing"]}}):  # through the one door
+        mapping = bids.EventMapping("stim_file", "concept", **asked)
+        if "keep" in asked:
+            with pytest.raises(DatasetError, match="no event is left"):
+                readers.open_study("kilogram", tmp_path, ["sub-01"], mapping)
+        else:
+            found = readers.open_study("kilogram", tmp_path, ["sub-01"], mapping)
+            pd.testing.assert_frame_equal(found.events, inside)
+            assert found.notes["events left out near the ends (margin_s)"] == str(
+                len(everything) - len(inside)
+            )
     edit(sidecar, "onset", lambda onsets: [*onsets[:3], onsets[2], *onsets[4:]])
     with pytest.raises(DatasetError, match=r"line 5 .*earlier event at the same sample"):
         recordings.tables(tmp_path)

@@ -231,6 +231,19 @@ def test_sessions_with_the_same_file_names_lie_side_by_side(tmp_path):
     assert table["concept"].tolist() == ["house", "face", "house"] * 2
 
 
+def test_numbers_of_one_experiment_say_nothing_of_another(tmp_path):
+    """1 and 2 are house and face in the N170 recordings only."""
+    with pytest.raises(DatasetError, match=r"markers 1, 2 mean in the task 'p300'") as refused:
+        convert(tmp_path, table_of(), task="p300")
+    assert not (tmp_path / "bids").exists()
+    asked = str(refused.value).partition("--events ")[2].split()
+    named = dict(muse._event(f"{name}{text.removeprefix('NAME')}") for name, text in
+                 zip(("standard", "target"), asked, strict=True))  # fmt: skip
+    root = convert(tmp_path, table_of(), task="p300", events=named)
+    _, shown = bids.read_study(root, MAPPING)
+    assert set(shown["concept"]) == {"standard", "target"}
+
+
 def test_jitter_of_the_transport_is_reported_not_refused(tmp_path):
     table = table_of()
     table.loc[256:259, "timestamps"] -= 0.015

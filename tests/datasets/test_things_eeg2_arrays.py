@@ -18,6 +18,7 @@ import pytest
 import things_eeg2_files as files
 from things_eeg2_files import Design
 
+from sgdm_utils.datasets import readers
 from sgdm_utils.datasets.bids import image_table
 from sgdm_utils.datasets.pickles import UnsafePickleError
 from sgdm_utils.datasets.splits import assert_split_integrity
@@ -524,7 +525,7 @@ def test_a_root_with_another_form_in_it_is_refused(trees, form):
         (
             lambda x: np.multiply(x[:63], 1e6, out=x[:63]),
             DatasetError,
-            "these are not volts. Microvolts",
+            r"10\^6 times too large.*multiplied by 1e-6",
         ),
         (
             lambda x: x[4, 100:103].fill(np.nan),
@@ -539,7 +540,7 @@ def test_a_faulty_raw_signal_is_named(copy_of, change, error, message):
     edit_raw(root, lambda content: change(content["raw_eeg_data"]))
     recording = tables(root, RAW, sessions=[1, 2]).recordings.iloc[0]
     with pytest.raises(error, match=message):
-        arrays.read_raw(recording, root)
+        readers.read_raw(RAW, recording, root)
 
 
 # ------------------------------------------------------------ planted faults: preprocessed

@@ -22,7 +22,13 @@ from PIL import Image
 
 from sgdm_utils.decoding import clip as decoding_clip
 from sgdm_utils.decoding import features
-from sgdm_utils.decoding.clip import clip_features, read_picture, weights_digest
+from sgdm_utils.decoding.clip import (
+    CLIP_MEAN,
+    CLIP_STD,
+    clip_features,
+    clip_pixels,
+    weights_digest,
+)
 from sgdm_utils.decoding.features import (
     FeatureError,
     FeatureOrderError,
@@ -31,6 +37,7 @@ from sgdm_utils.decoding.features import (
 )
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import pictures as stimuli_pictures
+from sgdm_utils.stimuli.files import PictureError
 from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.atomic import atomic_file
 
@@ -406,7 +413,7 @@ def files(tmp_path):
     made = []
     for k in range(9):
         mode, shape, suffix = [
-            ("RGB", (90, 70, 3), "png"), ("L", (64, 100), "png"), ("RGB", (80, 80, 3), "jpg"),
+            ("RGB", (90, 90, 3), "png"), ("L", (64, 64), "png"), ("RGB", (80, 80, 3), "jpg"),
         ][k % 3]  # fmt: skip
         file = tmp_path / "pictures" / f"{k}.{suffix}"
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode).save(file)
@@ -425,7 +432,7 @@ def test_clip_features_of_files_are_those_of_the_study(clip, files, tmp_path, mo
     pictures = stimuli_pictures.from_files(files[0].parent, table, 64).pictures
     expected = decoding_clip.image_features(clip, pictures, batch=4)
     opened = []
-    read = read_picture
+    read = decoding_clip.read_picture
     monkeypatch.setattr(decoding_clip, "read_picture", lambda f, s: opened.append(f) or read(f, s))
     inside = []
     encode = decoding_clip.image_features
@@ -449,7 +456,7 @@ def test_clip_features_of_an_interrupted_run(clip, files, tmp_path):
     whole = clip_features(clip, ids, files, tmp_path / "whole.npy", "tiny", 2, False)
     good = files[6].read_bytes()
     files[6].write_bytes(good[:100])  # as a download that broke off
-    with pytest.raises(FeatureError, match=r"6\.png cannot be read as a picture"):
+    with pytest.raises(PictureError, match=r"6\.png cannot be read as a picture"):
         clip_features(clip, ids, files, path, "tiny", 2, False)
     assert json.loads((tmp_path / "f.part.json").read_text())["done"] == 6
     files[6].write_bytes(good)
@@ -475,6 +482,18 @@ def test_clip_features_of_an_array(clip, tmp_path):
         FeatureError, match=r"6 of 6 picture files are missing, the first is 0\.png"
     ):
         clip_features(clip, ids, [f"{k}.png" for k in range(6)], path)
+
+
+def test_pixels_are_normalised_as_the_model_was_trained(clip, monkeypatch):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    monkeypatch.setattr(clip.visual, "image_size", (8, 8))
+    unit = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    for name, mean, std in (("clip", CLIP_MEAN, CLIP_STD), ("siglip", (0.5,) * 3, (0.5,) * 3)):
+        if name == "siglip":  # what open_clip sets from its preprocess_cfg
+            monkeypatch.setattr(clip.visual, "image_mean", mean, raising=False)
+            monkeypatch.setattr(clip.visual, "image_std", std, raising=False)
+        expected = (unit - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        torch.testing.assert_close(clip_pixels(pictures, clip), expected)
 
 
 def test_the_digest_of_weights_sees_every_weight(clip):

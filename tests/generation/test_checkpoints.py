@@ -13,6 +13,7 @@ from diffusers.training_utils import EMAModel
 
 from sgdm_utils.decoding.training import cosine_schedule
 from sgdm_utils.generation.checkpoints import StateIgnored, TrainingState
+from sgdm_utils.workflow import digest_file
 
 N_STEPS = 12
 
@@ -86,6 +87,8 @@ def test_the_comparison_notices_a_part_that_is_not_restored(tmp_path, monkeypatc
 
     stored["parts"].pop(forgotten)
     torch.save(stored, path)
+    digest = digest_file(path).encode()
+    path.write_bytes(path.read_bytes() + digest)
     monkeypatch.setattr(TrainingState, "resume", resume_without)
     weights, averaged, *_ = train(path, {})
     assert not (torch.equal(weights, expected[0]) and torch.equal(averaged, expected[1]))
@@ -140,6 +143,30 @@ def test_a_damaged_state_is_ignored(tmp_path, keep):
     with pytest.warns(StateIgnored, match="cannot be read"):
         *_, start = train(path, {})
     assert start == 0
+
+
+def test_zeroed_blocks_are_never_taken_for_weights(tmp_path):
+    path = tmp_path / "run.pt"
+    train(path, {})
+    whole = path.read_bytes()
+    for start in range(0, len(whole), 512):
+        block = whole[start : start + 512]
+        if not block.strip(b"\0"):
+            continue  # padding
+        path.write_bytes(whole[:start] + bytes(len(block)) + whole[start + 512 :])
+        with pytest.warns(StateIgnored, match="cannot be read"):
+            assert TrainingState(path, {}, noise=torch.Generator()).resume() == (0, [])
+
+
+def test_a_state_that_no_longer_fits_the_network_changes_nothing(tmp_path):
+    path = tmp_path / "run.pt"
+    old = {"first": torch.nn.Linear(3, 3), "second": torch.nn.Linear(3, 3)}
+    TrainingState(path, {}, **old).save(4, [])
+    new = {"first": torch.nn.Linear(3, 3), "second": torch.nn.Linear(5, 5)}
+    before = new["first"].weight.clone()
+    with pytest.warns(StateIgnored, match="does not fit what is trained"):
+        assert TrainingState(path, {}, **new).resume() == (0, [])
+    assert torch.equal(new["first"].weight, before)
 
 
 def test_without_a_state_training_starts_silently_and_remove_forgets(tmp_path):

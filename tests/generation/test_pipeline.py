@@ -11,10 +11,12 @@ import mne
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from schedulers import GOOD, every_scheduler, made_from, refuses
 
 from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.generation import networks
+from sgdm_utils.generation import pipeline as generation_pipeline
 from sgdm_utils.generation.autoencoder import PictureVAE
 from sgdm_utils.generation.conditioning import ConditionEmbedder
 from sgdm_utils.generation.decoder import EEGDecoder
@@ -269,3 +271,124 @@ def test_without_decoder_or_classifier_it_says_so(pipe, eeg):
 def test_bad_input_is_refused_and_named(pipe, eeg, change, message):
     with pytest.raises(ValueError, match=message):
         draw(pipe, **({"eeg": eeg} | change))
+
+
+# schedulers
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """A pipeline whose networks say 0: latents are normal with the deviation `residual_std`."""
+    pipe = make_pipeline()
+    zeros = lambda unet, controlnet, latents, *rest: torch.zeros_like(latents)  # noqa: E731
+    monkeypatch.setattr(generation_pipeline, "predict", zeros)
+    monkeypatch.setattr(pipe, "_pictures", lambda latents: latents)
+    return pipe
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers with numpy 2
+@pytest.mark.parametrize(("name", "options"), every_scheduler())
+def test_every_scheduler_draws_the_analytic_answer_or_is_refused(
+    silent, monkeypatch, name, options
+):
+    guided, estimates = [], []
+    monkeypatch.setattr(
+        generation_pipeline, "category_direction",
+        lambda classifier, x, t, category: guided.append(x.std().item()) or torch.zeros_like(x),
+    )  # fmt: skip
+    silent.scheduler = made_from(silent.scheduler.config, name, options)
+    if silent.scheduler is None:
+        return
+    n = 200
+
+    def generate():
+        return silent.generate(
+            torch.zeros(n, 6), None, num_inference_steps=200, category=torch.ones(n, 3) / 3,
+            generator=torch.Generator().manual_seed(0), category_scale=1.0,
+            callback=lambda step, x: estimates.append(x.std().item()),
+        )  # fmt: skip
+
+    if name not in GOOD:
+        return refuses(generate)
+    s = silent.condition.config.residual_std
+    assert generate().std().item() == pytest.approx(s, rel=0.06)
+    # x has the variance b = a s^2 + 1 - a, its estimate a s^4 / b: the one tells the other
+    x, z = np.array(guided), np.array(estimates)
+    a = np.clip((1 - x**2) / (1 - s**2), 0, 1)
+    late = a > 0.3
+    assert late.sum() > 20 and x.max() < 1.1
+    np.testing.assert_allclose(z[late], (np.sqrt(a) * s**2 / x)[late], rtol=0.1)
+
+
+def test_a_scheduler_of_another_rate_is_refused_however_it_comes(eeg, tmp_path):
+    pipe = make_pipeline()
+    other = EulerDiscreteScheduler(prediction_type="v_prediction", beta_schedule="linear")
+    same = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(tmp_path)
+    for scheduler in (other, same):
+        loaded = SGDMPipeline.from_pretrained(tmp_path, scheduler=scheduler)
+        loaded.set_progress_bar_config(disable=True)
+        if scheduler is other:
+            with pytest.raises(ValueError, match="another rate"):
+                draw(loaded, eeg)
+        else:
+            assert np.isfinite(draw(loaded, eeg).images).all()
+
+
+def test_a_scheduler_that_fails_is_told(silent, monkeypatch):
+    monkeypatch.setattr(generation_pipeline, "velocity", lambda output, *rest: output / 0)
+    with pytest.raises(ValueError, match="DPMSolverMultistepScheduler gave NaN"):
+        silent.generate(torch.zeros(1, EMBED), None)
+
+
+# attention, types, generators
+
+
+@pytest.mark.parametrize("undo", [False, True])
+def test_replaced_attention_processors_are_refused_and_the_advice_helps(eeg, undo):
+    pipe = make_pipeline()
+    before = draw(pipe, eeg).images
+    pipe.enable_attention_slicing()
+    if undo:
+        pipe.disable_attention_slicing()
+    with pytest.raises(ValueError, match="the tokens of each resolution") as refused:
+        draw(pipe, eeg)
+    assert ("Sliced" in str(refused.value)) is not undo
+    for network in (pipe.unet, pipe.controlnet):
+        networks.listen_by_resolution(network, pipe.unet.config.sample_size)
+    assert np.array_equal(draw(pipe, eeg).images, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", ["dtype", "torch_dtype", "to"])
+def test_low_precision_is_that_of_the_networks_alone(eeg, tmp_path, dtype, how):
+    pipe = make_pipeline()
+    exact = draw(pipe, eeg)
+    pipe.save_pretrained(tmp_path)
+    pipe = SGDMPipeline.from_pretrained(tmp_path, **({} if how == "to" else {how: dtype}))
+    if how == "to":
+        pipe.to("cpu", dtype)
+    pipe.set_progress_bar_config(disable=True)
+    kept = (pipe.vae, pipe.decoder, pipe.classifier)
+    for part in (*kept, pipe.unet, pipe.controlnet, pipe.condition):
+        types = {v.dtype for v in part.state_dict().values() if v.is_floating_point()}
+        assert types == {torch.float32 if part in kept else dtype}
+    made = draw(pipe, eeg, category_scale=0.5)
+    assert np.array_equal(made.maps, exact.maps) and np.isfinite(made.images).all()
+    assert np.abs(draw(pipe, eeg).images - exact.images).mean() < 0.02
+
+
+def test_generators_are_one_or_one_for_each_picture(pipe, eeg):
+    def seeds(n):
+        return [torch.Generator().manual_seed(i) for i in range(n)]
+
+    made = draw(pipe, eeg, generator=seeds(3), batch_size=2).images
+    assert np.array_equal(draw(pipe, eeg, generator=tuple(seeds(3)), batch_size=2).images, made)
+    assert np.allclose(draw(pipe, eeg[1:2], generator=(seeds(2)[1],)).images, made[1:2], atol=1e-4)
+    for n in (0, 2, 4):
+        for call in (
+            lambda g: draw(pipe, eeg, generator=g, batch_size=2),
+            lambda g: pipe.generate(torch.zeros(3, EMBED), None, generator=g),
+        ):
+            with pytest.raises(ValueError, match=f"{n} generators for 3 pictures"):
+                call(seeds(n))

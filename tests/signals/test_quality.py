@@ -71,3 +71,23 @@ def test_reliability_is_zero_for_noise_and_matches_theory_for_signal():
     found = quality.split_half_reliability(signal + noise, trials, np.random.default_rng(1))
     expected = 1 / (1 + 4 / 8)  # signal variance 1, noise variance 4 over 8 repetitions
     assert found == pytest.approx(expected, abs=0.08)
+
+
+@pytest.mark.parametrize("n_images", [20, 40])
+def test_reliability_has_bounds_and_next_to_no_bias(n_images):
+    """Spearman and Brown's own formula is at -1.3 in the mean here, and at -40 in places."""
+    trials, rng = table(n_images, 8), np.random.default_rng(0)
+    noise = rng.normal(size=(8 * n_images, 1, 1000))
+    shared = np.repeat(rng.normal(size=(n_images, 1, 1000)), 8, axis=0)
+    for true, signal in ((0.0, 0 * shared), (0.3, shared), (0.6, shared), (0.9, shared)):
+        scale = np.sqrt(8 * (1 - true) / true) if true else 1.0
+        found = quality.split_half_reliability(signal + scale * noise, trials, rng)
+        assert np.abs(found).max() <= 1
+        assert found.mean() == pytest.approx(true, abs=0.05)
+
+
+def test_too_few_repeated_images_have_no_ceiling():
+    few = pd.concat([table(quality.MIN_CEILING_IMAGES - 1, 2), table(500, 1)])
+    assert quality.n_repeated_images(few) == quality.MIN_CEILING_IMAGES - 1
+    with pytest.raises(ValueError, match="19 images were repeated: a noise ceiling takes 20"):
+        quality.split_half_reliability(np.zeros((len(few), 1, 1)), few, np.random.default_rng(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from sgdm_utils.workflow import artifacts, atomic, digests, paths
+from sgdm_utils.workflow import artifacts, atomic, digests, locks, notebook, paths, raw
 
 STUDY = "trial"
 
@@ -249,10 +250,15 @@ def test_a_full_disk_says_so_and_leaves_the_old_artifact(study, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as caught:
+    with monkeypatch.context() as patch, pytest.raises(atomic.DiskFull) as caught:
         patch.setattr(atomic, "_fsync", full)
         write("data", value=2)
-    assert "Free some space, or set SGDM_DATA" in caught.value.__notes__[0]
+    for part in (
+        str(old.path.parent),
+        "data needs at least 0.0 MB",
+        "Free some space, or set SGDM_DATA",
+    ):
+        assert part in str(caught.value)
     assert np.load(read("data", verify=True) / "x.npy")[0] == 1
     assert leftovers(old.path) == []
 
@@ -363,19 +369,186 @@ def test_edited_code_is_told_but_comments_and_parameters_are_not_code(study):
         read("data")
 
 
-def test_a_result_that_other_parameters_would_not_give_is_forgotten_by_the_engine(study):
+def test_why_a_result_is_not_current(study):
     data = write("data", size=3)
-    marker = data.path / artifacts.CONTENT
-    artifacts.forget_unless_current(data.path, {"size": 3, "study": STUDY})
-    assert marker.is_file()
-    artifacts.forget_unless_current(data.path, {"size": 4})
-    assert not marker.exists()
-    assert read("data").parameters == {"size": 3}  # readers are not concerned
-    write("data", size=3)
+    assert artifacts.why_not_current(data.path, {"size": 3, "study": STUDY}) is None
+    assert artifacts.why_not_current(data.path, {"size": 4}) == "size is 4 and was 3"
+    write_notebook("00_data", "x = 2")
+    assert artifacts.why_not_current(data.path) == "00_data has been edited"
+    (data / "deep/y.txt").write_text("TEXT")
+    assert artifacts.why_not_current(data.path) == "00_data has been edited"
+    assert "SHA-256 differs" in artifacts.why_not_current(data.path, verify=True)
     os.truncate(data / "x.npy", 50)
-    artifacts.forget_unless_current(data.path, {"size": 3})
-    assert not marker.exists()
-    artifacts.forget_unless_current(study / "nowhere", {})
+    assert "has 50 bytes where" in artifacts.why_not_current(data.path)
+    nowhere = paths.stage_dir(STUDY, "joint", "own-idea")
+    assert artifacts.why_not_current(nowhere) == "missing"
+
+
+def keys(values, where=()):
+    for name, value in values.items():
+        yield (*where, name)
+        if where + (name,) in ((("identity",), ("notes",), ("identity", "code"))):
+            yield from keys(value, (*where, name))
+
+
+def test_a_manifest_that_lacks_a_key_or_was_edited_is_an_incomplete_artifact(study):
+    data = write("data", notes={"subjects": ["sub-01"]})
+    file = data.path / artifacts.MANIFEST
+    whole = json.loads(file.read_text())
+    for way in keys(whole):
+        for edit in ("remove", "replace"):
+            broken = json.loads(json.dumps(whole))
+            place = broken
+            for name in way[:-1]:
+                place = place[name]
+            if edit == "remove":
+                del place[way[-1]]
+            else:
+                place[way[-1]] = ["sub-02"]
+            file.write_text(json.dumps(broken))
+            with pytest.raises(artifacts.IncompleteArtifactError, match="Make it anew"):
+                read("data")
+    for text in ("[]", "3", '"x"', "null", "{}"):
+        file.write_text(text)
+        with pytest.raises(artifacts.IncompleteArtifactError, match="Make it anew"):
+            read("data")
+
+
+@pytest.fixture
+def recording(study):
+    """A small data set with two people, a picture and a signal larger than what is small."""
+    root = paths.raw_dir("recorded")
+    for name, content in {
+        "participants.tsv": "a",
+        "sub-01/eeg/sub-01_channels.tsv": "O1 good",
+        "sub-01/eeg/sub-01_eeg.fif": "0" * (raw.SMALL + 1),
+        "sub-02/eeg/sub-02_channels.tsv": "O1 good",
+        "stimuli/cat.png": "cat",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    return root
+
+
+@pytest.mark.parametrize("signals", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "concerned"),
+    [
+        ("sub-01/eeg/sub-01_channels.tsv", "O1  bad", (True, True)),
+        ("sub-01/eeg/sub-01_eeg.fif", "1" * (raw.SMALL + 1), (False, True)),  # the same size
+        ("sub-01/eeg/sub-01_eeg.fif", "1", (True, True)),
+        ("sub-01/eeg/sub-01_events.tsv", "new", (True, True)),
+        ("sub-02/eeg/sub-02_channels.tsv", "O1  bad", (False, False)),
+        ("stimuli/cat.png", "dog", (True, False)),
+        (".downloads.lock", "", (False, False)),
+    ],
+)
+def test_a_correction_of_the_recording_makes_what_was_read_from_it_stale(
+    study, recording, signals, name, content, concerned
+):
+    described = raw.describe("recorded", ["sub-01"], signals)
+    with artifacts.write_artifact(
+        STUDY, "joint", "data", notebook="00_data", parameters={}, recording=described
+    ) as out:
+        (out / "x").write_text("x")
+    for path in recording.rglob("*.*"):  # a copy without dates
+        os.utime(path, (1, 1))
+    read("data", verify=True)
+    (recording / name).write_text(content)
+    if concerned[signals]:
+        with pytest.raises(
+            artifacts.StaleArtifactError, match=f"a change of the recording.*{name}"
+        ):
+            read("data")
+    else:
+        read("data")
+    shutil.rmtree(recording)
+    read("data")  # what was read from a data set that has been removed holds
+
+
+def test_a_run_remembers_the_recording_of_its_person(study, recording):
+    data = write("data", notes={"subjects": ["sub-01", "sub-02"], "raw_root": "recorded"})
+    step = notebook.Run("01_preprocessing", {"study": STUDY, "subject": "sub-01"})
+    step.use(data)
+    assert step.raw_dir(data) == recording
+    with step.write() as out:
+        (out / "x").write_text("x")
+    (recording / "sub-02/eeg/sub-02_channels.tsv").write_text("O1  bad")
+    read("preprocessing", "sub-01")
+    (recording / "sub-01/eeg/sub-01_channels.tsv").write_text("O1  bad")
+    with pytest.raises(artifacts.StaleArtifactError, match="sub-01_channels.tsv .edited."):
+        read("preprocessing", "sub-01")
+
+
+def test_the_tables_of_a_data_set_that_was_read_are_remembered_and_simulated_ones_made_anew(
+    study, recording
+):
+    for dataset, remembered in (("bids", True), ("simulated", False)):
+        step = notebook.Run("00_data", {"study": STUDY})
+        notes = {"subjects": ["sub-01"], "raw_root": "recorded", "dataset": dataset}
+        with step.write(notes) as out:
+            (out / "x").write_text("x")
+        assert bool(read("data").manifest["raw"]) == remembered
+
+
+WRITERS = {
+    "file": "stack.enter_context(atomic.atomic_file(folder / 'table.csv')).write_text('half')",
+    "scratch": "(Run('01_preprocessing', {'study': 'trial', 'subject': 'sub-01'}).scratch() / 'x.csv').write_text('4 GB')",
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_a_killed_process_leaves_is_no_table_and_goes_at_the_next_start(study, kind):
+    folder = paths.study_dir(STUDY)
+    code = (
+        "import contextlib, sys, time; from pathlib import Path\n"
+        "from sgdm_utils.workflow import atomic; from sgdm_utils.workflow.notebook import Run\n"
+        "stack, folder = contextlib.ExitStack(), Path(sys.argv[1])\n"
+        f"{WRITERS[kind]}\nprint('writing', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=paths.project_root(),
+    )
+    try:
+        assert child.stdout.readline() == "writing\n"
+        atomic.sweep(folder)
+        assert len(leftovers(folder / "x")) == 1  # its process is alive
+        assert not list(folder.glob("*.csv"))
+    finally:
+        child.kill()
+        child.wait()
+    atomic.sweep(folder)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("64 requested and 32 written"), RuntimeError("file write failed")]
+)
+def test_a_full_disk_is_seen_behind_the_words_of_numpy_and_torch(tmp_path, monkeypatch, error):
+    def usage(path):
+        return shutil._ntuple_diskusage(100, 100, 0)
+
+    with pytest.raises(type(error), match=str(error)):
+        with atomic.atomic_file(tmp_path / "x.npy"):
+            raise error
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(atomic.DiskFull, match="is full: 0.0 MB are free and x.npy needs"):
+        with atomic.atomic_file(tmp_path / "x.npy"):
+            raise error
+
+
+def test_a_lock_says_who_holds_it_and_others_may_take_it(tmp_path):
+    file = tmp_path / ".engine.lock"
+    with locks.held(file, "study 'demo'"):
+        assert file.stat().st_mode & 0o777 == 0o666
+        with pytest.raises(locks.BusyError, match=rf"study 'demo' .*process {os.getpid()} of "):
+            with locks.held(file, "study 'demo'"):
+                pass
+    with locks.held(file, "study 'demo'"):
+        pass
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import nbformat
 import pytest
 
 from sgdm_utils.workflow import config, parameters, paths
+from sgdm_utils.workflow.notebook import begin
 
 DATA_CELL = """
 study: str = "demo"  # name of the study
@@ -115,9 +118,10 @@ def test_the_digest_changes_with_any_value_also_with_a_default(project):
     [
         ("snr_db: 3.0", ["notebooks.00_data.snr_db: unknown parameter", "Did you mean snr"]),
         ("zzz: 3.0", ["The parameters are: seed, snr, n_scenes"]),
-        ("snr: 1e-4", ["'1e-4' is of type str where float", "text: write 1.0e-04"]),
+        ("snr: 1e-4", ["'1e-4' is of type str where float"]),
         ("snr: '0.5'", ["'0.5' is of type str where float", "write 0.5"]),
         ("snr: true", ["True is of type bool where float"]),
+        ("snr: .inf", ["inf is of type float where float", "it is not finite"]),
         ("n_scenes: 1.5", ["1.5 is of type float where int is declared (default 40)"]),
         ("n_scenes: true", ["True is of type bool where int"]),
         ("use_ica: 1", ["1 is of type int where bool"]),
@@ -134,6 +138,62 @@ def test_a_parameter_that_does_not_fit_is_named_with_its_remedy(project, text, e
     assert "mine.yaml cannot be used" in message
     for part in expected:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("parameter", "text", "value"),
+    [
+        ("snr", "1e-4", 1e-4),
+        ("snr", "125e-6", 125e-6),
+        ("snr", "1e17", 1e17),
+        ("n_scenes", "1e4", 10_000),
+        ("n_scenes", "'12'", 12),
+        ("n_scenes", "1.5e0", None),
+        ("n_scenes", "inf", None),
+        ("limit", "2e1", 20),
+    ],
+)
+def test_a_remedy_for_a_number_helps_when_it_is_followed(project, parameter, text, value):
+    project(section(f"{parameter}: {text}"))
+    advice = re.findall(r"YAML reads this as text: write (\S+)", refusal())
+    assert bool(advice) == (value is not None)
+    for followed in advice:
+        project(section(f"{parameter}: {followed}"))
+        assert config.load_study("mine").notebooks["00_data"][parameter] == value
+
+
+@pytest.mark.parametrize(
+    "name", ["2026_11", "007", "1e3", "0x1F", "nan", "inf", "true", "no", "null"]
+)
+def test_a_study_that_a_command_line_takes_for_something_else_is_refused(project, name):
+    assert "Rename the file and its first line, e.g. study_" + name in refusal(name)
+    text = (paths.config_dir() / "mine.yaml").read_text().replace("study: mine", f"study: '{name}'")
+    (paths.config_dir() / f"{name}.yaml").write_text(text)
+    assert "on the way through a command line. Rename the file" in refusal(name)
+    assert "a study cannot be called 7" in refusal(7)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("notebooks: {1: {}}", "the key 1 is no text: put it in quotes"),
+        ("notebooks: {00_data: {2: 3}}", "the key 2 is no text"),
+        ("notebooks: {? [a] : 3}", "is no text"),
+        ("notebooks: {true: {}}", "the key True is no text"),
+        (section("channels: [2026-11-29]"), "'2026-11-29' is read as a date: put it in quotes"),
+        (section("channels: 2026-13-45"), "a value cannot be read (ValueError"),
+        (section("channels: !!set {a}"), "is no valid YAML"),
+        (section("channels: !!binary YQ=="), "is read as a bytes"),
+        (section("channels: &x [*x]"), "*x: write out what it refers to"),
+        (section("seed: " + "9" * 5000), "a value cannot be read"),
+        ("notebooks: " + "[" * 3000, "a value cannot be read (RecursionError"),
+        (section("channels: [\0]"), "is no valid YAML"),
+    ],
+)
+def test_what_yaml_makes_of_odd_keys_and_values_is_refused_with_its_place(project, text, expected):
+    project(text)
+    message = refusal()
+    assert expected in message and "mine.yaml" in message
 
 
 def test_a_training_seed_cannot_be_set_in_a_section(project):
@@ -209,6 +269,26 @@ def test_a_step_that_is_not_in_the_plan_is_refused(project, arguments, expected)
     with pytest.raises(config.ConfigError) as caught:
         config.step(config.load_study("mine"), *arguments)
     assert expected in str(caught.value)
+
+
+def test_a_study_ends_where_it_says(project):
+    """By the command and by hand in Jupyter; changing what the message names lets both go on."""
+    project("until: 01_preprocessing\n")
+    by_hand = {"study": "mine", "seed": 0, "rate": 1e-3}
+    for start in (
+        lambda: config.step(config.load_study("mine"), "03_contrastive_alignment", seed=0),
+        lambda: begin("03_contrastive_alignment", by_hand),
+    ):
+        project("until: 01_preprocessing\n")
+        with pytest.raises(config.ConfigError, match="'mine' ends with 01_preprocessing") as caught:
+            start()
+        project(re.search(r"until: \w+", str(caught.value)).group() + "\n")
+        start()
+        project()  # or left out
+        start()
+    project("until: 01_preprocessing\n")
+    begin("01_preprocessing", {"study": "mine", "subject": "sub-01"})
+    begin("03_contrastive_alignment", by_hand | {"study": "of no configuration"})
 
 
 def test_a_notebook_that_does_not_take_what_the_plan_tells_it_is_refused(project):

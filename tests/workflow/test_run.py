@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from fake_study import FakeProject
 
 from sgdm_utils.workflow import config as study_config
-from sgdm_utils.workflow import paths
+from sgdm_utils.workflow import locks, paths
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_what_cannot_run_is_refused_before_it_runs(project, arguments, expected)
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [("{sice: 3}", "Did you mean size or seed?"), ("{size: 1e3}", "write 1.0e+03")],
+    [("{sice: 3}", "Did you mean size or seed?"), ("{size: 1e3}", "write 1000")],
 )
 def test_a_parameter_that_does_not_fit_is_refused_by_runner_and_graph(project, values, expected):
     project.write_config(f"{{00_data: {values}}}")
@@ -315,6 +316,156 @@ def test_a_failing_notebook_stops_the_graph_keeps_the_old_result_and_runs_again(
     complete.edit_notebook("04_structure_decoding", 'assert 0, "no lines"\n', "")
     done = complete.snakemake("--quiet", "all", "--until", "04_structure_decoding_seed0")
     assert (done.returncode, ran(done)) == (0, ["04_structure_decoding seed 0"]), done.stderr
+
+
+def everything(root):
+    """Every file below a folder, by name, with its content."""
+    files = (p for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {str(p.relative_to(root)): p.read_bytes() for p in files}
+
+
+def test_a_plan_says_why_and_changes_nothing_on_the_disk(complete):
+    before = everything(complete.root)
+    complete.write_config("{06_evaluation: {rate: 0.25}}")
+    done = complete.snakemake("--dry-run")
+    assert "06_evaluation_seed0: rate is 0.25 and was 0.5" in done.stdout
+    assert "07_figures_seed0: reads 06_evaluation_seed0" in done.stdout
+    assert "2 steps to run, about 0 min one after the other and 0 MB of disk" in done.stdout
+    complete.write_config()
+    assert everything(complete.root) == before
+    done = complete.snakemake("--quiet", "all")
+    assert (done.returncode, ran(done)) == (0, [])
+
+
+def test_a_copy_without_dates_in_a_folder_with_any_name_is_complete(complete, tmp_path):
+    copy = FakeProject(tmp_path / "it's a [copy]")
+    shutil.copytree(
+        complete.root, copy.root, ignore=shutil.ignore_patterns(".snakemake", copy.root.name)
+    )
+    for n, path in enumerate(sorted(copy.root.rglob("*"), reverse=True)):
+        os.utime(path, (n, n))
+    done = copy.snakemake("--quiet", "all")
+    assert (done.returncode, ran(done)) == (0, []), done.stderr
+    copy.write_config("{07_figures: {rate: 0.25}}")
+    done = copy.snakemake("--quiet", "all")
+    assert (done.returncode, ran(done)) == (0, ["07_figures seed 0"]), done.stderr
+
+
+def test_the_engine_notices_a_correction_of_the_recording(complete):
+    channels = complete.root / "data/raw/recorded/sub-01/channels.tsv"
+    channels.parent.mkdir(parents=True)
+    channels.write_text("O1 good")
+    book = "01_preprocessing"
+    remember = "recording=raw.describe('recorded', [subject], True), notes=notes"
+    complete.edit_notebook(book, "notes=notes", remember)
+    complete.edit_notebook(
+        book, "import helper", "import helper\nfrom sgdm_utils.workflow import raw"
+    )
+    complete.edit_notebook(
+        book, "import raw, workflow", "import raw\nfrom sgdm_utils import workflow"
+    )
+    only = ("--quiet", "all", "--until", "01_preprocessing_sub-01", "01_preprocessing_sub-02")
+    assert complete.snakemake(*only).returncode == 0
+    assert ran(complete.snakemake(*only)) == []
+    channels.write_text("O1 bad!")
+    assert ran(complete.snakemake(*only)) == ["01_preprocessing sub-01"]
+
+
+def test_a_second_engine_and_a_run_beside_it_are_told_who_computes(project):
+    study = project.root / "data/derived/demo"
+    code = (
+        "import time; from sgdm_utils.workflow import locks, run\n"
+        "locks.hold_until_exit(run.engine_lock('demo'), 'study')\n"
+        "print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=project.root, env=project.environment(),
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "held\n"
+        for done in (project.snakemake("--quiet", "all"), project.run("00_data")):
+            assert done.returncode == 1 and ran(done) == []
+            assert f"study 'demo' is being computed by process {holder.pid} of" in done.stderr
+            assert "Traceback" not in done.stderr
+        assert project.snakemake("--dry-run").returncode == 0
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    assert project.run("00_data").returncode == 0  # the lock died with its process
+    assert study.is_dir()
+
+
+def test_the_same_step_is_not_computed_twice_at_once(project):
+    step = project.artifact("joint", "data").parent / ".data.running.lock"
+    with locks.held(step, "00_data"):
+        code = "from sgdm_utils.workflow import run; run._PATIENCE_S = 0; run.main(['00_data'])"
+        done = project.python("-c", code)
+    assert "[00_data] is being computed by process" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("closed", ["data", "reports", "project"])
+def test_folders_that_cannot_be_written_end_in_one_sentence_or_do_not_matter(
+    project, tmp_path, closed
+):
+    """For root, who may write everywhere, folders are mounted read-only."""
+    places = {name: tmp_path / "elsewhere" / name for name in ("data", "reports", "home")}
+    for folder in places.values():
+        folder.mkdir(parents=True)
+    places["project"] = project.root
+    shut = [places[name] for name in {closed, "project", "home"}]
+    environment = project.environment() | {
+        "SGDM_DATA": str(places["data"]),
+        "SGDM_REPORTS": str(places["reports"]),
+        "HOME": str(places["home"]),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),  # as the Makefile has it
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", "study=demo"]
+    command += ["--quiet", "all", "--until", "00_data"]
+    if os.getuid() == 0:
+        mount = "".join(f"mount --bind {f} {f} && mount -o remount,ro,bind {f} && " for f in shut)
+        command = ["unshare", "--mount", "sh", "-c", f"{mount} cd . && exec {shlex.join(command)}"]
+        if subprocess.run([*command[:4], mount + "true"], capture_output=True).returncode:
+            pytest.skip("root may not mount folders read-only on this machine")
+    else:
+        for folder in (path for top in shut for path in (top, *top.rglob("*")) if path.is_dir()):
+            folder.chmod(0o555)
+    done = subprocess.run(
+        command, cwd=project.root, env=environment, capture_output=True, text=True, timeout=300
+    )
+    for folder in (path for top in shut for path in (top, *top.rglob("*")) if path.is_dir()):
+        folder.chmod(0o755)
+    if closed == "project":
+        assert done.returncode == 0, done.stderr
+        assert ran(done) == ["00_data"]
+    else:
+        assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
+        assert str(places[closed]) in done.stderr and "cannot be written" in done.stderr
+        assert f"SGDM_{closed.upper()}" in done.stderr
+
+
+def test_status_names_what_is_fresh_stale_and_missing(complete):
+    damaged = complete.artifact("joint", "structure", 0) / "numbers.txt"
+    text = damaged.read_text()
+    damaged.write_text("X" * len(text))
+    shutil.rmtree(complete.artifact("joint", "reconstructions", 0))
+    done = complete.python("-m", "sgdm_utils", "status")
+    lines = {line.split()[1]: line for line in done.stdout.splitlines() if line.split()[1:]}
+    assert lines["00_data"].startswith("fresh") and lines["06_evaluation_seed0"].startswith(
+        "missing"
+    )
+    assert lines["04_structure_decoding_seed0"].startswith("fresh")
+    assert (
+        "'reconstructions' of joint, seed 0 in study 'demo', from which"
+        in lines["07_figures_seed0"]
+    )
+    done = complete.python("-m", "sgdm_utils", "status", "--verify")
+    assert done.returncode == 1
+    assert "SHA-256 differs" in done.stdout
+    assert "stale   06" not in done.stdout and "5 " not in done.stdout.splitlines()[0]
 
 
 def test_a_result_made_by_hand_with_other_parameters_is_not_taken_for_the_study(complete):

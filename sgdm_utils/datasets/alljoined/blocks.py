@@ -14,6 +14,7 @@ import pandas as pd
 
 from sgdm_utils.datasets.alljoined import order as alljoined_order
 from sgdm_utils.datasets.alljoined.order import PARTITIONS, SUB06, OrderError
+from sgdm_utils.datasets.pauses import find_pauses, mark_seams
 from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
@@ -206,6 +207,7 @@ def open_edf(path: Path) -> mne.io.BaseRaw:
         raise DatasetError(
             f"{path} was sampled at {raw.info['sfreq']:g} Hz, Alljoined-1.6M at {SFREQ:g} Hz"
         )
+    mark_seams(raw, path, find_pauses(path, raw))
     raw.rename_channels({k: v for k, v in SPELLING.items() if k in raw.ch_names})
     raw.set_montage(_standard(), match_case=False, verbose="error")
     return raw

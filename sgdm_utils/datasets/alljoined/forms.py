@@ -109,6 +109,7 @@ def tables(
         for row in rows:
             _compare(root / row["path"], row.pop("_channels"), row.pop("_digest"), first, seen,
                      n_channels)  # fmt: skip
+            row["channels"] = first[0][1]  # `readers.read_raw` puts them into this order
         recordings += rows
         shown.append(events)
         for key, value in facts.items():
@@ -131,21 +132,14 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     Raises
     ------
     DatasetError
-        A truncated file, an unknown channel, another rate than 256 Hz, samples that cannot be
-        volts.
+        A truncated file, an unknown channel, another rate than 256 Hz.
     sgdm_utils.errors.ChannelError
         A NaN or flat channel.
     """
     path = Path(root) / recording["path"]
     raw = blocks.open_edf(path)
     raw.load_data(verbose="error")
-    data = raw.get_data()
-    check_signal(data, raw.ch_names, str(path))
-    if np.median(np.abs(data)) > 0.1:
-        raise DatasetError(
-            f"{path}: half of all samples lie beyond 0.1 V, so they are no volts. Does the header "
-            "lack the unit (uV) of its signals? Export the block again"
-        )
+    check_signal(raw.get_data(), raw.ch_names, str(path))
     return raw
 
 
@@ -235,6 +229,11 @@ def _compare(
         raise DatasetError(
             f"{path} has other EEG channels than {first[0][0]}: {', '.join(missing) or 'none'} "
             f"missing, {', '.join(extra) or 'none'} new"
+        )
+    if path.suffix == ".npy" and channels != first[0][1]:  # trials are taken as they lie
+        raise DatasetError(
+            f"{path} lists its channels in another order than {first[0][0]}. Sort the second axis "
+            "and `ch_names` as they are there, and save the file again"
         )
     if digest and digest in seen:
         raise DatasetError(

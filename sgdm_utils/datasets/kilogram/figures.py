@@ -29,6 +29,9 @@ IDS = ("1", "2", "3", "4", "5", "6", "7")
 AREA_TOLERANCE = 0.06  # of the whole: less than 1/16, by which the shares of two kinds differ
 SNAP = 0.05  # legs of a small triangle
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_MOVES = re.compile(
+    r"(?:^|[;{\s])(transform(?:-origin|-box)?|translate|rotate|scale|zoom|offset-path)\s*:"
+)
 _CALL = re.compile(r"\s*,?\s*(\w+)\s*\(([^()]*)\)\s*")
 
 
@@ -76,7 +79,7 @@ def read_svg(path: Path) -> Tangram:
     DatasetError
         A file that is no XML or declares a document type (entities are never expanded), no viewBox,
         a polygon missing, doubled or unknown, another number of corners, a degenerate polygon, an
-        area that belongs to another tan, a transformation that is not understood.
+        area that belongs to another tan, a transformation that is not understood (CSS, for one).
     """
     path = Path(path)
     root = _parse(path)
@@ -86,6 +89,8 @@ def read_svg(path: Path) -> Tangram:
             f"{path}: the svg element has the viewBox {root.get('viewBox')!r}, not four numbers "
             "'x y width height' of a frame with some area. Without it the figure has no frame"
         )
+    for element in root.iter():
+        _refuse_moved(element, element is root, path)
     found: dict[str, np.ndarray] = {}
     for element, matrix in _polygons(root, np.eye(3), path):
         name = element.get("id")
@@ -172,6 +177,22 @@ def _polygons(
             yield from _polygons(child, matrix, path)
 
 
+def _refuse_moved(element: ElementTree.Element, is_root: bool, path: Path) -> None:
+    """Refuse what moves polygons otherwise than by the attribute `transform`."""
+    styled = element.get("style") or (element.text if _tag(element) == "style" else "") or ""
+    found = _MOVES.search(styled)
+    moved = found[1] if found else "transform-origin" if element.get("transform-origin") else ""
+    if _tag(element) in ("animate", "animateTransform", "animateMotion", "set") or (
+        _tag(element) == "svg" and not is_root
+    ):
+        moved = _tag(element)
+    if moved:
+        raise DatasetError(
+            f"{path}: {moved!r} moves what is drawn and is not read; the attribute `transform` is. Let "
+            "your drawing program apply it to the points (without nested svg, CSS or animation)"
+        )
+
+
 def _transform(text: str, path: Path) -> np.ndarray:
     """Turn a transform attribute into a 3 x 3 matrix for column vectors (SVG 1.1, section 7.6)."""
     total, rest = np.eye(3), text.strip()
@@ -202,12 +223,13 @@ def _transform(text: str, path: Path) -> np.ndarray:
 
 
 def _numbers(text: str, path: Path, where: str) -> list[float]:
-    """Read numbers that are separated by commas or blanks."""
-    words = text.replace(",", " ").split()
-    wrong = [w for w in words if not re.fullmatch(_NUMBER, w) or not math.isfinite(float(w))]
+    """Read numbers that a comma, blanks, or the sign or point of the next one separate (SVG 1.1, 4.2)."""
+    found = re.findall(_NUMBER, text)
+    wrong = re.findall(r"[^\s,]+", re.sub(_NUMBER, " ", text))
+    wrong += [word for word in found if not math.isfinite(float(word))]
     if wrong:
         raise DatasetError(f"{path}: {where} holds {wrong[0]!r}, which is no number")
-    return [float(word) for word in words]
+    return [float(word) for word in found]
 
 
 def _corners(element: ElementTree.Element, matrix: np.ndarray, path: Path) -> np.ndarray:

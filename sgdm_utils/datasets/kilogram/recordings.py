@@ -26,7 +26,7 @@ import mne
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets import bids
+from sgdm_utils.datasets import bids, sidecars
 from sgdm_utils.datasets.kilogram.figures import Tangram, read_svg
 from sgdm_utils.datasets.kilogram.pictures import read_json
 from sgdm_utils.datasets.tables import StudyTables
@@ -116,7 +116,7 @@ def tables(
     recordings = bids.find_recordings(root, task or None, subjects)
     if sessions is not None:
         recordings = bids.choose_sessions(recordings, sessions, root)
-    bids.check_recordings(recordings, root)
+    recordings = bids.check_recordings(recordings, root)
     if n_channels is not None:
         bids.require_channels(recordings.iloc[0], root, n_channels)
     files = _figure_files(root / "stimuli")
@@ -125,7 +125,8 @@ def tables(
     parts = []
     for _, recording in recordings.iterrows():
         part = bids.read_events(recording, root, mapping)
-        part["image_id"] = _figure_names(part["concept"], files, root / recording["path"], mapping)
+        sidecar = sidecars.find_sidecar(root / recording["path"], root, "events.tsv")
+        part["image_id"] = _figure_names(part["concept"], files, sidecar, mapping)
         part.insert(0, "trial", np.arange(len(part)))
         for column in ("run", "session", "subject"):
             part.insert(0, column, recording[column])
@@ -169,7 +170,7 @@ def _figure_files(folder: Path) -> dict[str, list[str]]:
 
 
 def _figure_names(
-    labels: pd.Series, files: dict[str, list[str]], recording: Path, mapping: bids.EventMapping
+    labels: pd.Series, files: dict[str, list[str]], sidecar: Path, mapping: bids.EventMapping
 ) -> pd.Series:
     """Turn what the events say ("page1-12", "tangrams-svg/page1-12.svg") into figures."""
     paths = labels.map(lambda text: PurePosixPath(str(text).strip().replace("\\", "/")))
@@ -178,8 +179,7 @@ def _figure_names(
     for label, name in zip(labels, names, strict=True):
         if len(files.get(name, ())) == 1:
             continue
-        sidecar = recording.with_name(recording.name.rsplit("_", 1)[0] + "_events.tsv")
-        column = bids.read_tsv(sidecar)[mapping.label_column]
+        column = sidecars.read_tsv(sidecar)[mapping.label_column]
         line = int(np.flatnonzero(column == label)[0]) + 2  # line 1 is the header
         if name in files:
             what = f"is there more than once: {', '.join(files[name])}. Remove the copy"

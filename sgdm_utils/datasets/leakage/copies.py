@@ -16,6 +16,7 @@ from scipy.fft import dctn
 
 from sgdm_utils.datasets.leakage.fits import Finding, LeakageError
 from sgdm_utils.errors import DatasetError
+from sgdm_utils.stimuli.files import read_rgb
 from sgdm_utils.workflow.atomic import digest_file
 
 MAX_DISTANCE = 24  # bits of 255; see perceptual_hash
@@ -125,13 +126,7 @@ def _pixels(picture: np.ndarray | Path) -> np.ndarray:
                 "path of a file is expected"
             )
         return picture
-    try:
-        with Image.open(picture) as file:
-            return np.asarray(file.convert("RGB"))
-    except OSError as error:
-        raise DatasetError(
-            f"{picture} cannot be read as a picture ({error}): copy it again"
-        ) from error
+    return read_rgb(picture)
 
 
 def assert_trials_unique(

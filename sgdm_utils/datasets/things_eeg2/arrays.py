@@ -43,7 +43,6 @@ RUNS = {"training": "train", "test": "test"}  # part of the file name -> partiti
 TARGET = 99999  # in the stimulus row: the picture that the subject looked out for
 RAW_KEYS = ("raw_eeg_data", "ch_names", "ch_types", "sfreq")
 EPOCH_KEYS = ("preprocessed_eeg_data", "ch_names", "times")
-LARGEST_V = 0.05  # median SD of a channel; an amplifier of this kind saturates below 0.5 V
 
 
 def tables(
@@ -89,18 +88,12 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.RawArray:
     Raises
     ------
     DatasetError, ChannelError
-        As `tables`; when the values cannot be volts; a NaN or flat channel.
+        As `tables`; a NaN or flat channel.
     """
     path = Path(root) / recording["path"]
     data, ch_names, sfreq = _open_raw(path)
     for i, name in enumerate(ch_names):  # one by one: all at once would take gigabytes more
         check_signal(np.asarray(data[i : i + 1]), [name], str(path))
-    size = float(np.median(data[:-1, : int(60 * sfreq)].std(axis=1)))
-    if size > LARGEST_V:
-        raise DatasetError(
-            f"{path}: the channels vary by {size:.3g} (median SD): these are not volts. "
-            "Microvolts? Divide them by 1e6 and save the file again"
-        )
     eeg = np.require(data, np.float64, ["C", "W"])[:-1]
     info = mne.create_info(ch_names, sfreq, "eeg", verbose="error")
     raw = mne.io.RawArray(eeg, info, verbose="error")

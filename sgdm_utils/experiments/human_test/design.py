@@ -21,9 +21,9 @@ from pathlib import Path
 import ipywidgets
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from PIL import Image
 
+from sgdm_utils.workflow import locks
 from sgdm_utils.workflow.atomic import atomic_file
 
 COLUMNS = (
@@ -178,7 +178,7 @@ class Session:
         when = datetime.now(UTC).isoformat(timespec="seconds")  # provenance; no score reads it
         row = [*self._planned[len(self.rows)], side, str(correct), f"{seconds:.3f}", when]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+        with locks.shared_lock(self.path.with_name(f".{self.path.name}.lock")):
             if self._on_disk() != self.rows:
                 raise RatingsError(
                     f"{self.path.name} has changed since this session began: is the test open twice? "

@@ -31,6 +31,7 @@ from sgdm_utils.generation.pretrained.parts import (
     locate,
     read_adapter,
 )
+from sgdm_utils.generation.samplers import check_generators, model_input, time_steps
 from sgdm_utils.workflow.downloads.catalogue import Entry
 
 
@@ -219,7 +220,7 @@ class PretrainedGenerator:
             guidance,
         )
         batch = len(embedding)
-        generator = check_generators(generator, batch)
+        generator = check_generators(generator or (), batch)
         pipe, unet, scheduler = self.pipe, self.pipe.unet, self.pipe.scheduler
         device, dtype = unet.device, unet.dtype
         copies = 2 if guidance > 1 else 1  # the first of two is what is drawn for no embedding
@@ -240,10 +241,10 @@ class PretrainedGenerator:
         # noise and steps in float32 whatever the networks compute in, so that devices agree
         shape = (batch, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
         latents = randn_tensor(shape, generator, device=device, dtype=torch.float32)
-        scheduler.set_timesteps(steps, device=device)
+        timesteps = time_steps(scheduler, steps, device)
         latents = latents * scheduler.init_noise_sigma
-        for step, t in enumerate(pipe.progress_bar(scheduler.timesteps)):
-            scaled = scheduler.scale_model_input(latents, t)
+        for step, t in enumerate(pipe.progress_bar(timesteps)):
+            scaled, a = model_input(scheduler, latents, t)
             noisy = torch.cat([scaled] * copies).to(dtype)
             down = mid = None
             if control is not None:
@@ -261,8 +262,7 @@ class PretrainedGenerator:
                 without, given = noise_pred.chunk(2)
                 noise_pred = without + guidance * (given - without)
             if callback is not None:
-                a = scheduler.alphas_cumprod[int(t)].item()
-                callback(step, (scaled - (1 - a) ** 0.5 * noise_pred) / a**0.5)
+                callback(step, (scaled - (1 - a).sqrt() * noise_pred) / a.sqrt())
             latents = scheduler.step(noise_pred, t, latents, generator=generator).prev_sample
         return self.decode(latents)
 
@@ -391,26 +391,6 @@ def check_vae_dtype(dtype: torch.dtype) -> None:
             f"the VAE cannot be used in {dtype}: its activations leave the range of float16 and "
             "pictures turn black. Take torch.float32 or torch.bfloat16"
         )
-
-
-def check_generators(
-    generator: torch.Generator | Sequence[torch.Generator], batch: int
-) -> torch.Generator | list[torch.Generator]:
-    """One generator, or a list with one for each picture, all on the CPU."""
-    alone = isinstance(generator, torch.Generator)
-    many = [generator] if alone else list(generator or ())
-    if not alone and len(many) != batch:
-        raise ValueError(
-            f"{len(many)} generators for {batch} pictures: give one torch.Generator for each, or a "
-            "single one"
-        )
-    for one in many:
-        if one.device.type != "cpu":
-            raise ValueError(
-                f"a generator lives on {one.device}: noise is drawn on the CPU, so that devices "
-                "agree about it; give torch.Generator().manual_seed(...)"
-            )
-    return generator if alone else many
 
 
 def check_statistics(

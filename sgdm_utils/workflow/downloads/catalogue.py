@@ -113,7 +113,7 @@ def load_catalogue(path: Path | None = None) -> dict[str, Entry]:
     path = Path(path) if path else own
     shown = paths.relative(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=schemas.StrictLoader)
+        content = schemas.load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CatalogueError(f"{shown} cannot be read ({error}). Restore it from git") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import pooch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from sgdm_utils.errors import DatasetError
-from sgdm_utils.workflow import paths
+from sgdm_utils.workflow import locks, paths
 from sgdm_utils.workflow.atomic import atomic_directory, atomic_file, digest_file
 from sgdm_utils.workflow.downloads.catalogue import (
     Entry,
@@ -274,7 +274,7 @@ def unpack(archive: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Two processes that append to one `.part` would spoil it."""
-    lock = FileLock(folder / ".downloads.lock")
+    lock = locks.shared_lock(folder / ".downloads.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
