@@ -381,7 +381,8 @@ def check_channel_table(bids_path: mne_bids.BIDSPath) -> mne.io.BaseRaw:
     raw = _open(mne.io.read_raw, bids_path.fpath)
     taken = bids_path.find_matching_sidecar("channels", ".tsv", on_error="ignore")
     sidecar = find_sidecar(bids_path.fpath, bids_path.root, "channels.tsv")
-    if taken != sidecar:  # MNE-BIDS goes by other rules and is the one that reads it
+    same = taken and sidecar and Path(taken).resolve() == sidecar.resolve()
+    if (taken or sidecar) and not same:  # MNE-BIDS goes by other rules and is the one that reads it
         own = bids_path.fpath.stem.removesuffix("_eeg") + "_channels.tsv"
         raise DatasetError(
             f"{bids_path.fpath}: by the names of the files {sidecar or 'no channels.tsv'} applies to "
