@@ -12,7 +12,10 @@ import pytest
 from small_bids import CHANNELS, ONSETS, PICTURES, add_recording
 
 from sgdm_utils.datasets import bids
+from sgdm_utils.datasets.alljoined import forms
 from sgdm_utils.datasets.same_signal import require_different
+from sgdm_utils.datasets.things_eeg2.design import CHANNELS as CAP
+from sgdm_utils.datasets.things_eeg2.design import RecordingList
 from sgdm_utils.errors import DatasetError
 
 SFREQ, SECONDS = 250.0, 150
@@ -139,3 +142,20 @@ def test_a_copy_in_a_study_is_named_and_can_be_removed(tmp_path):
         bids.read_study(tmp_path, bids.EventMapping())
     recordings, _ = bids.read_study(tmp_path, bids.EventMapping(), subjects=["01", "02"])
     assert len(recordings) == 2
+
+
+def test_published_forms_do_not_take_silence_for_a_copy():
+    """They compare bits of a stretch at the beginning, where an amplifier may write zeros."""
+    for block, copied in ((np.zeros((63, 100)), False), (signal(0)[:1, :100], True)):
+        found = RecordingList(63)
+        found.add({"path": "a"}, CAP, 1000.0, block)
+        if copied:
+            with pytest.raises(DatasetError, match="b and a hold the same signal"):
+                found.add({"path": "b"}, CAP, 1000.0, block)
+        else:
+            found.add({"path": "b"}, CAP, 1000.0, block)
+    first, seen = [], {}
+    for digest in ("", "", "abc"):
+        forms._compare(Path("a"), CHANNELS, digest, first, seen, None)
+    with pytest.raises(DatasetError, match="hold the same signal"):
+        forms._compare(Path("b"), CHANNELS, "abc", first, seen, None)
