@@ -339,7 +339,8 @@ class EventMapping:
     keep : mapping of column to list of values
         Only these rows are picture events. Without it, rows whose stimulus is `n/a` are left out.
     margin_s : float, seconds
-        Events closer than this to either end of a run are left out (no room for an epoch there).
+        Events closer than this to either end of a run, or to a marked pause in it, are left out (no
+        room for an epoch there).
     """
 
     stimulus_column: str | None = "stim_file"
