@@ -424,8 +424,8 @@ class EventMapping:
     keep : mapping of column to list of values
         Only these rows are picture events. Without it, rows whose stimulus is `n/a` are left out.
     margin_s : float, seconds
-        Events closer than this to either end of a run, or beyond it, are left out (no room for an
-        epoch there).
+        Events closer than this to either end of a run, beyond it, or close to a marked pause in it, are
+        left out (no room for an epoch there).
     """
 
     stimulus_column: str | None = "stim_file"

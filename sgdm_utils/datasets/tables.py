@@ -39,6 +39,7 @@ class StudyTables:
     recordings : DataFrame
         `RECORDING_COLUMNS`, one row for each file that `read_raw` or `read_epochs` can open:
         subject ("sub-01"), session and run ("" where there is none), path relative to the root.
+        Where there is a column `channels`, `read_raw` puts the EEG channels into that order.
     events : DataFrame
         `EVENT_COLUMNS`, one row for each picture that was shown, targets and catch trials left out.
         `sample` is the index of the onset in the recording (continuous) or of the trial along the
