@@ -109,6 +109,7 @@ def execute(folder, notebook: str, **parameters) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_notebooks_at_the_edges(tmp_path, tmp_study):
     """A picture at onset 0, 100 Hz, no picture twice, a run without a trial, no picture files."""
     root = tmp_path / "data" / "raw" / "edges"
