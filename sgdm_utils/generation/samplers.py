@@ -6,6 +6,7 @@ LMS, KDPM2) as z + s e, which `scale_model_input` brings to that form.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 
@@ -27,9 +28,9 @@ def check_scheduler(
     Raises
     ------
     ValueError
-        It expects other predictions or mixes in noise at another rate; its step has to be told more
-        than prediction, time and latents; it needs networks that were distilled for it, or draws
-        noise that no generator decides.
+        It expects other predictions or mixes in noise at another rate; its step fails or has to be
+        told more than prediction, time and latents; it needs networks that were distilled for it,
+        or draws noise that no generator decides.
     """
     name = type(scheduler).__name__
     kind = scheduler.config.get("prediction_type")
@@ -55,8 +56,25 @@ def check_scheduler(
     elif name.startswith("DPMSolverSDE"):
         why = "its noise is not that of `generator`"
     else:
+        why = _failure(scheduler)
+    if not why:
         return
     raise ValueError(f"{name} cannot draw here: {why}. Take DPMSolverMultistepScheduler")
+
+
+def _failure(scheduler: SchedulerMixin) -> str:
+    """What a first step raises; some take a prediction type that their step does not know."""
+    probe, extra = copy.deepcopy(scheduler), {}
+    if "generator" in inspect.signature(probe.step).parameters:
+        extra["generator"] = torch.Generator()
+    try:
+        probe.set_timesteps(10)
+        nothing = torch.zeros(1, 1, 2, 2)
+        noisy = probe.scale_model_input(nothing, probe.timesteps[0])
+        probe.step(noisy, probe.timesteps[0], nothing, **extra)
+    except (ValueError, NotImplementedError, TypeError, LookupError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def time_steps(scheduler: SchedulerMixin, n_steps: int, device: torch.device) -> torch.Tensor:
