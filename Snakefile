@@ -3,6 +3,7 @@
 #   snakemake --cores 1 --config study=demo          run what is missing or out of date
 #   snakemake --cores 1 --config study=demo -n       show what would run, and why; changes nothing
 #   snakemake --cores 1 --config study=demo extra_seeds=true    train with the extra seeds, too
+#   snakemake --cores 1 --config sweep=cleaning -n   the studies of config/sweeps/cleaning.yaml and their table
 #   snakemake --profile config/profiles/slurm ...    the same on a cluster
 #
 # A step runs again when its notebook, a helper module that the notebook imports, the locked packages, a
@@ -13,7 +14,7 @@ import shlex
 import sys
 import tempfile
 
-from sgdm_utils.workflow import artifacts, locks, paths, run, status
+from sgdm_utils.workflow import artifacts, locks, paths, run, status, sweeps
 from sgdm_utils.workflow import config as study_config
 
 
@@ -36,15 +37,23 @@ NEEDS = {"data": (8000, 120), "pipeline": (32000, 720), "reconstructions": (3200
 
 ENGINE = workflow.is_main_process and not workflow.output_settings.dryrun
 try:
-    STUDY = study_config.load_study(config.get("study", "demo"))
-    PLAN = study_config.plan(STUDY, extra_seeds=bool(config.get("extra_seeds", False)))
-    HOME = paths.study_dir(STUDY.study)
+    SWEEP = sweeps.load_sweep(str(config["sweep"])) if "sweep" in config else None
+    STUDY = None if SWEEP else study_config.load_study(config.get("study", "demo"))
+    STUDIES = {study.study: study for study in (SWEEP.members.values() if SWEEP else [STUDY])}
+    NAME = SWEEP.name if SWEEP else STUDY.study
+    PLAN = [
+        step
+        for study in STUDIES.values()
+        for step in study_config.plan(study, extra_seeds=bool(config.get("extra_seeds", False)))
+    ]
+    HOME = paths.study_dir(NAME)
     if braces := [str(p) for p in (HOME, paths.reports_dir()) if set("{}") & set(str(p))]:
         sys.exit(f"{braces[0]}: braces in the name of a folder have a meaning for the engine. Rename it")
     if ENGINE:
-        for folder in (HOME, paths.report_dir(STUDY.study)):
-            run.require_writable(folder)
-        locks.hold_until_exit(run.engine_lock(STUDY.study), f"study {STUDY.study!r}")
+        for name in {NAME, *STUDIES}:
+            for folder in (paths.study_dir(name), paths.report_dir(name)):
+                run.require_writable(folder)
+            locks.hold_until_exit(run.engine_lock(name), f"study {name!r}")
 except (study_config.ConfigError, locks.BusyError) as error:
     sys.exit(f"{error}")  # written to stderr also where the engine was told to be quiet
 except OSError as error:
@@ -67,8 +76,13 @@ def content(step):
 
 def page(step):
     """The page that the last step of each seed writes beside its artifact."""
-    made = status.page_of(STUDY, step)
+    made = status.page_of(STUDIES[step.study], step)
     return [str(made)] if made else []
+
+
+def called(step):
+    """What the engine calls a step."""
+    return f"{step.study}_{step.name}" if SWEEP else step.name
 
 
 def states():
@@ -77,22 +91,25 @@ def states():
         dag = workflow.dag
         again = [
             step for step in PLAN
-            if step.name in {rule.name for rule in dag.forcerules}
+            if called(step) in {rule.name for rule in dag.forcerules}
             or {str(step.artifact / artifacts.CONTENT), *map(str, page(step))} & set(dag.forcefiles)
         ]
-        STATES.update(status.survey(STUDY, PLAN, again=again))
+        for study in STUDIES.values():
+            steps = [step for step in PLAN if step.study == study.study]
+            STATES.update(status.survey(study, steps, again=again))
         # Whether a file is complete the manifests know better than marks of a killed engine.
         dag.ignore_incomplete = True
         dag.workflow.dag_settings.rerun_triggers = frozenset()
         if workflow.output_settings.dryrun:
             for state in STATES.values():
                 if state.why:
-                    print(f"{state.step.name}: {state.why}")
+                    print(f"{called(state.step)}: {state.why}")
             print(status.expected(STATES.values()))
     return STATES
 
 
 STATES = {}
+TABLE = str(paths.report_dir(NAME) / "tables" / "sweep.csv")
 
 
 def inputs(step):
@@ -121,13 +138,29 @@ rule all:
     input:
         [content(step) for step in PLAN],
         [made for step in PLAN for made in page(step)],
+        [TABLE] if SWEEP else [],
+
+
+if SWEEP:
+
+    rule:
+        name:
+            "sweep_table"
+        input:
+            [content(step) for step in PLAN],
+            ancient(str(SWEEP.path)),
+        output:
+            TABLE,
+        localrule: True
+        shell:
+            "{PYTHON} -m sgdm_utils sweep {NAME}"
 
 
 for step in PLAN:
 
     rule:
         name:
-            step.name
+            called(step)
         input:
             inputs(step),
         output:

@@ -1,8 +1,9 @@
-"""One door for the command line: ``python -m sgdm_utils run | status | fetch | score | convert-muse | publish``.
+"""One door for the command line: ``python -m sgdm_utils run | status | sweep | fetch | score | convert-muse | publish``.
 
 ======================== =====================================================================
 run NOTEBOOK             one notebook of a study, e.g. ``run 01_preprocessing --subject sub-01``
 status                   which results of a study are fresh, stale (and why) or missing
+sweep NAME               tables and page of many studies, with what is missing
 fetch list, show, NAME   data sets and weights: what there is, under which licence; fetch one
 score PRED TARGET        a folder of reconstructions against a folder of targets
 convert-muse DIR NAME    CSV recordings of a Muse headband to BIDS
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "run": "sgdm_utils.workflow.run",
     "status": "sgdm_utils.workflow.status",
+    "sweep": "sgdm_utils.workflow.sweeps",
     "fetch": "sgdm_utils.workflow.downloads.fetch",
     "score": "sgdm_utils.metrics.command",
     "convert-muse": "sgdm_utils.datasets.muse",

@@ -13,6 +13,7 @@ import base64
 import functools
 import io
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from sgdm_utils.figures.numbers import number
+from sgdm_utils.workflow.artifacts import Artifact
 from sgdm_utils.workflow.atomic import atomic_file
+from sgdm_utils.workflow.downloads.catalogue import load_catalogue
 
 ASSETS = Path(__file__).parent / "assets"
 MIME = {"png": "image/png", "jpeg": "image/jpeg"}
@@ -244,6 +247,49 @@ class Page:
     def add(self, key: str, heading: str, *parts: str) -> None:
         """Add a section of tables, figures and what else the methods of this class return."""
         self.sections.append((key, heading, Markup("").join(parts)))
+
+    def made_from(self, result: Artifact, data: Artifact) -> Markup:
+        """What the numbers were made from: code, packages, data, licence, parameters of all steps.
+
+        Parameters
+        ----------
+        result : Artifact
+            The reconstructions.
+        data : Artifact
+            The data set that they go back to.
+        """
+        git = result.manifest["provenance"].get("git") or {}
+        tree = {True: "with changes", False: "as committed"}.get(git.get("dirty"), "not known")
+        entries = load_catalogue()
+        roots = {entry.raw_dir.name: entry for entry in entries.values()}
+        chosen = entries.get(str(data.parameters.get("catalogue") or ""))
+        entry = chosen or roots.get(str(data.notes.get("raw_root")))
+        licence = (
+            f"{entry.title}: {entry.licence}"
+            if entry
+            else "of the data set: not in data/licences.yaml"
+        )
+        if data.notes.get("dataset") == "simulated":
+            licence = "simulated by this project: MIT"
+        facts = {
+            "commit": git.get("commit") or "not known",
+            "working tree": tree,
+            "requirements.lock": result.identity["lock"] or "not there",
+            "data set": data.content_digest,
+            "recording": data.identity["raw"] or "made by 00_data",
+            "licence": licence,
+            result.identity["stage"]: result.content_digest,
+        }
+        steps = {**result.identity["upstream"], result.identity["stage"]: result.parameters}
+        values = [
+            {"step": stage, "parameter": name, "value": json.dumps(value)}
+            for stage, parameters in steps.items()
+            for name, value in parameters.items()
+        ]
+        rows = pd.DataFrame({"what": facts.keys(), "which": facts.values()})
+        return details("code, packages, data, licence", table(rows, "", ["what"])) + details(
+            "all parameters", table(pd.DataFrame(values), "", ["step", "parameter"])
+        )
 
     def write(
         self, headline: str, facts: Sequence[str], footer: str, sprites: Iterable[Sprite] = ()

@@ -130,6 +130,10 @@ def load_study(study: str) -> StudyConfig:
     """
     path = paths.config_dir() / f"{study}.yaml"
     if not path.is_file():
+        from sgdm_utils.workflow import sweeps  # which checks its studies with `check`
+
+        if isinstance(study, str) and (found := sweeps.member(study)):
+            return found
         there = studies()
         if not isinstance(study, str) or not _comes_through(study):
             raise ConfigError(
@@ -144,6 +148,23 @@ def load_study(study: str) -> StudyConfig:
         content = schemas.load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{paths.relative(path)} is no valid YAML: {error}") from error
+    return check(content, path, study)
+
+
+def check(content: Any, path: Path, study: str) -> StudyConfig:
+    """Check what a configuration says.
+
+    Parameters
+    ----------
+    content : what the YAML file holds
+    path : Path, the file, for messages
+    study : str, the name that it must have
+
+    Raises
+    ------
+    ConfigError
+        See `load_study`.
+    """
     problems = _frame_problems(content)
     if not problems and not _comes_through(study):
         problems.append(
@@ -215,7 +236,8 @@ def reads(step: Step, steps: Iterable[Step]) -> list[Step]:
     return [
         other
         for other in steps
-        if other.stage in paths.STAGES[step.stage].reads
+        if other.study == step.study
+        and other.stage in paths.STAGES[step.stage].reads
         and (None in (step.subject, other.subject) or step.subject == other.subject)
         and other.seed in (None, step.seed)
     ]

@@ -17,6 +17,8 @@ from PIL import Image
 
 from sgdm_utils.figures import page as figures_page
 from sgdm_utils.figures import panels
+from sgdm_utils.workflow.artifacts import Artifact
+from sgdm_utils.workflow.downloads.catalogue import load_catalogue
 
 matplotlib.use("Agg")
 VOID = {"meta", "img", "br", "hr", "input", "link"}
@@ -235,3 +237,27 @@ def test_scalp_images_have_the_nose_on_top_and_the_right_on_the_right():
     assert red[0, 8, 24] > 60 and red[0, 40, 24] < -60
     assert red[1, 24, 40] > 60 and red[1, 24, 8] < -60
     assert (maps[:, 0, 0] == 255).all(), "outside the head it is white"
+
+
+def test_the_page_says_what_it_was_made_from(tmp_path):
+    """Commit, dirty flag, packages, licence and parameters; a name from the data is no markup."""
+    provenance = {"git": {"commit": "abc123", "dirty": True}}
+    identity = {"stage": "reconstructions", "lock": "10ck", "parameters": {"steps": 3}, "raw": None}
+    identity["upstream"] = {"encoder": {"width": "<b>8</b>"}}
+    result = Artifact(
+        tmp_path, {"identity": identity, "provenance": provenance, "content_digest": "r3c"}
+    )
+    data = {"identity": identity | {"parameters": {"catalogue": ""}}, "content_digest": "d4ta"}
+    for notes, licence in (
+        ({"dataset": "simulated", "raw_root": "simulated-demo"}, "simulated by this project: MIT"),
+        (
+            {"dataset": "bids", "raw_root": load_catalogue()["things_eeg1"].raw_dir.name},
+            load_catalogue()["things_eeg1"].licence,
+        ),
+        ({"dataset": "bids", "raw_root": "unheard"}, "not in data/licences.yaml"),
+    ):
+        page = figures_page.Page(tmp_path, "study")
+        text = page.made_from(result, Artifact(tmp_path, data | {"notes": notes}))
+        for part in ("abc123", "with changes", "10ck", "r3c", "d4ta", licence, "steps", "width"):
+            assert part in text
+        assert "<b>" not in text

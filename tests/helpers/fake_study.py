@@ -105,7 +105,8 @@ class FakeProject:
         (root / "pyproject.toml").write_text("")
         (root / "requirements.lock").write_text("numpy==2.0\n")
         (root / "config").mkdir()
-        shutil.copy(ROOT / "config" / "schema.json", root / "config")
+        for name in ("schema.json", "sweep.schema.json"):
+            shutil.copy(ROOT / "config" / name, root / "config")
         shutil.copytree(ROOT / "config" / "profiles", root / "config" / "profiles")
         self.write_config()
         (root / "notebooks").mkdir()
@@ -150,7 +151,7 @@ class FakeProject:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
 
     def run(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -1,0 +1,194 @@
+"""Many studies from one file: conditions and folds of a study, for some people and training seeds.
+
+``config/sweeps/<sweep>.yaml`` names a study and what each condition changes in it. Every condition (and
+fold) is a study of its own, ``<sweep>-<condition>[-<fold>]``, with the same checks, results and reports:
+``--study`` takes its name. The engine runs all of them (``--config sweep=<sweep>``) and gathers their
+tables: ``python -m sgdm_utils sweep <sweep>`` writes ``reports/<sweep>/tables/sweep.csv`` and a page that
+says what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from sgdm_utils.workflow import atomic, paths, schemas, status
+from sgdm_utils.workflow import config as study_config
+from sgdm_utils.workflow.config import ConfigError, StudyConfig
+
+TABLES = ("retrieval", "reconstruction", "structure")
+_CELL = ("table", "model", "condition", "metric")
+_PAGE = """<!doctype html><meta charset="utf-8"><title>Sweep {{ name }}</title>
+<style>body{font:15px sans-serif;margin:2em}td,th{padding:.1em .7em;text-align:left}</style>
+<h1>Sweep {{ name }}</h1><p>{{ expected }}</p>
+{% if missing %}<h2>Missing or out of date</h2><table>
+{% for step, why in missing %}<tr><th>{{ step }}<td>{{ why }}{% endfor %}</table>{% endif %}
+<h2>Means over people and seeds</h2><table><tr>{% for name in rows[0] if rows %}<th>{{ name }}{% endfor %}
+{% for row in rows %}<tr>{% for value in row.values() %}<td>{{ value }}{% endfor %}{% endfor %}</table>
+"""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep.
+
+    Attributes
+    ----------
+    name : str
+    path : Path
+        The file.
+    members : dict of (condition, fold) to StudyConfig
+        The studies that it consists of; the fold is empty where there are none.
+    """
+
+    name: str
+    path: Path
+    members: dict[tuple[str, str], StudyConfig]
+
+
+def load_sweep(name: str) -> Sweep:
+    """Read and check ``config/sweeps/<name>.yaml`` and every study that it stands for.
+
+    Raises
+    ------
+    ConfigError
+        When the file is missing or no YAML, or a condition cannot be run; all findings are listed.
+    """
+    folder = paths.config_dir() / "sweeps"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+        raise ConfigError(
+            f"there is no sweep {name!r}: {paths.relative(path)} does not exist. The sweeps are: {there}"
+        )
+    content = _read(path)
+    schema = json.loads((paths.config_dir() / "sweep.schema.json").read_text(encoding="utf-8"))
+    problems = [f"{schemas.place(e)}: {e.message}" for e in schemas.violations(schema, content)]
+    if not problems and content["sweep"] != name:
+        problems = [f"sweep: is {content['sweep']!r}, but the file is named {path.name}"]
+    base_path = paths.config_dir() / f"{'' if problems else content['study']}.yaml"
+    if not problems and not base_path.is_file():
+        problems = [f"study: {paths.relative(base_path)} does not exist"]
+    if problems:
+        raise ConfigError(f"{paths.relative(path)} cannot be used:\n  " + "\n  ".join(problems))
+    base, members = _read(base_path), {}
+    chosen = {key: content[key] for key in ("subjects", "seeds") if key in content}
+    folds = content.get("folds", {"": {}})
+    for (condition, ours), (fold, also) in itertools.product(
+        content["conditions"].items(), folds.items()
+    ):
+        study = "-".join(filter(None, (name, condition, fold)))
+        notebooks = _merged(base.get("notebooks") or {}, ours, also)
+        try:
+            members[condition, fold] = study_config.check(
+                base | {"extra_seeds": []} | chosen | {"study": study, "notebooks": notebooks},
+                path,
+                study,
+            )
+        except ConfigError as error:
+            problems.append(f"{study}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Sweep(name, path, members)
+
+
+def member(study: str) -> StudyConfig | None:
+    """Return the study of this name that belongs to a sweep; None where there is none."""
+    path = paths.config_dir() / "sweeps" / f"{study.partition('-')[0]}.yaml"
+    if not path.is_file():
+        return None
+    return next((s for s in load_sweep(path.stem).members.values() if s.study == study), None)
+
+
+def gather(sweep: Sweep) -> list[dict[str, Any]]:
+    """Write the table and the page of a sweep; return what is missing as dicts ``step``, ``why``."""
+    rows, states = [], []
+    for (condition, fold), study in sweep.members.items():
+        steps = study_config.plan(study)
+        states += status.survey(study, steps).values()
+        for table in TABLES:
+            file = paths.report_dir(study.study) / "tables" / f"{table}.csv"
+            if file.is_file():
+                with file.open(newline="", encoding="utf-8") as stream:
+                    found = list(csv.DictReader(stream))
+                place = {"sweep_condition": condition, "fold": fold, "table": table}
+                rows += [place | row for row in found]
+    missing = [{"step": f"{s.step.study} {s.step.name}", "why": s.why} for s in states if s.why]
+    folder = paths.report_dir(sweep.name)
+    columns = list(dict.fromkeys(name for row in rows for name in row)) or ["sweep_condition"]
+    with atomic.atomic_file(folder / "tables" / "sweep.csv") as part:
+        with part.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    text = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    text = text.render(
+        name=sweep.name,
+        expected=status.expected(states),
+        missing=[tuple(m.values()) for m in missing],
+        rows=_means(rows),
+    )
+    with atomic.atomic_file(folder / "index.html") as part:
+        part.write_text(text, encoding="utf-8")
+    return missing
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return 1 when a part of the sweep is missing."""
+    parser = argparse.ArgumentParser(prog="python -m sgdm_utils sweep", description=__doc__)
+    parser.add_argument("sweep", help="a file in config/sweeps/")
+    options = parser.parse_args(arguments)
+    try:
+        sweep = load_sweep(options.sweep)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    missing = gather(sweep)
+    for part in missing:
+        print(f"{part['step']}: {part['why']}", file=sys.stderr)
+    print("Report:", paths.report_dir(sweep.name) / "index.html")
+    return 1 if missing else 0
+
+
+def _read(path: Path) -> Any:
+    try:
+        return schemas.load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{paths.relative(path)} is no valid YAML: {error}") from error
+
+
+def _merged(*layers: Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for notebook, values in layer.items():
+            merged.setdefault(notebook, {}).update(values or {})
+    return merged
+
+
+def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean of the values of each condition, table and metric over people and seeds."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.get("value") and row.get("subject") != "all":
+            names = ("sweep_condition", "fold", *_CELL)
+            groups.setdefault(tuple(row.get(name, "") for name in names), []).append(row)
+    return [
+        dict(zip(("sweep condition", "fold", *_CELL), key, strict=True))
+        | {
+            "mean": f"{statistics.fmean(float(row['value']) for row in group):.4g}",
+            "people": len({row.get("subject") for row in group}),
+            "seeds": len({row.get("seed") for row in group}),
+        }
+        for key, group in groups.items()
+    ]

@@ -1,0 +1,132 @@
+"""Sweeps: checked before anything runs, planned, computed only where something changed, gathered."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import pytest
+from fake_study import FakeProject
+
+from sgdm_utils.workflow import config as study_config
+from sgdm_utils.workflow import paths, sweeps
+
+SWEEP = """
+sweep: friday
+study: demo
+seeds: {seeds}
+conditions:
+  all: {{}}
+  large: {{00_data: {{size: 9}}}}
+"""
+SCORES = (
+    "from pathlib import Path\n"
+    "folder = workflow.report_dir(study) / 'tables'\n"
+    "folder.mkdir(parents=True, exist_ok=True)\n"
+    "(folder / 'structure.csv').write_text(\n"
+    "    f'study,subject,seed,model,condition,metric,value\\n{study},sub-01,{seed},m,eeg,iou,{size}\\n')\n"
+    "values ="
+)
+
+
+@pytest.fixture
+def project(tmp_path):
+    project = FakeProject.create(tmp_path / "project")
+    project.edit_notebook("00_data", "values =", SCORES)
+    project.write_config(extra="until: 00_data")
+    (project.root / "config/sweeps").mkdir()
+    write(project)
+    return project
+
+
+def write(project, seeds="[0]"):
+    (project.root / "config/sweeps/friday.yaml").write_text(SWEEP.format(seeds=seeds))
+
+
+def planned(project):
+    done = project.python(
+        *("-m", "snakemake", "--cores", "1", "--config", "sweep=friday", "--dry-run", "--quiet")
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(re.findall(r"^(friday-[\w-]+): (.*)$", done.stdout, re.MULTILINE)), done.stdout
+
+
+def compute(project):
+    """Run what the engine would run, in one process for each notebook."""
+    return project.python(
+        *("-m", "snakemake", "--cores", "1", "--config", "sweep=friday", "--quiet", "all")
+    )
+
+
+def test_a_sweep_runs_and_later_only_what_changed(project):
+    todo, text = planned(project)
+    assert todo == {f"friday-{c}_00_data": "missing" for c in ("all", "large")}
+    assert "2 steps to run (2 of them never ran here: their time is not known)" in text
+    done = compute(project)
+    assert done.returncode == 0, done.stderr
+    reports = project.root / "reports/friday"
+    with (reports / "tables/sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["sweep_condition"], r["value"]) for r in rows] == [("all", "4"), ("large", "9")]
+    assert "Missing" not in (reports / "index.html").read_text()
+    assert planned(project)[0] == {}
+
+    project.write_config(extra="until: 02_encoder_pretraining")
+    before = set(planned(project)[0])
+    write(project, seeds="[0, 3]")  # another seed: its jobs and no others
+    todo, text = planned(project)
+    added = {f"friday-{c}_02_encoder_pretraining_seed3" for c in ("all", "large")}
+    assert set(todo) - before == added and len(before) == 2 * 3
+    assert "sweep_table" in text
+    gathered = project.python("-m", "sgdm_utils", "sweep", "friday")
+    assert gathered.returncode == 1
+    assert "friday-large 02_encoder_pretraining_seed3" in (reports / "index.html").read_text()
+
+    project.edit_notebook("00_data", "values =", "more = 1\nvalues =")
+    assert planned(project)[0]["friday-all_00_data"] == "00_data has been edited"
+    project.edit_notebook("00_data", "more = 1\n", "")
+    assert set(planned(project)[0]) == set(todo)
+    project.write_helper("len(values) + 1")
+    assert planned(project)[0]["friday-large_00_data"] == "sgdm_utils.helper has been edited"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "rate: 0.25",
+            "rat: 0.25",
+            ["friday-large", "02_encoder_pretraining.rat: unknown parameter"],
+        ),
+        (
+            "02_encoder_pretraining",
+            "02_encoder_pretrainin",
+            ["friday-large", "Did you mean 00_data"],
+        ),
+        (
+            "sweep: friday",
+            "sweep: monday",
+            ["sweep: is 'monday', but the file is named friday.yaml"],
+        ),
+        ("study: demo", "study: dmo", ["study: config/dmo.yaml does not exist"]),
+        ("conditions:", "condition:", ["condition"]),
+        ("seeds: [0]", "seeds: [-1]", ["friday-all", "friday-large", "seeds[0]"]),
+        ("  all: {}", "  all: []", ["conditions.all"]),
+    ],
+)
+def test_a_sweep_that_cannot_run_is_refused_before_anything_runs(project, old, new, expected):
+    file = project.root / "config/sweeps/friday.yaml"
+    file.write_text(file.read_text().replace(old, new))
+    done = project.python("-m", "sgdm_utils", "sweep", "friday")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    for part in expected:
+        assert part in done.stderr
+    assert not (project.root / "reports").exists()
+
+
+def test_every_committed_sweep_is_valid():
+    folder = paths.config_dir() / "sweeps"
+    for path in folder.glob("*.yaml"):
+        for study in sweeps.load_sweep(path.stem).members.values():
+            assert study_config.load_study(study.study) == study
+            assert len(study_config.plan(study)) > 8
