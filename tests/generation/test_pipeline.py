@@ -282,7 +282,7 @@ def silent(monkeypatch):
     pipe = make_pipeline()
     zeros = lambda unet, controlnet, latents, *rest: torch.zeros_like(latents)  # noqa: E731
     monkeypatch.setattr(generation_pipeline, "predict", zeros)
-    monkeypatch.setattr(pipe, "_pictures", lambda latents: latents)
+    monkeypatch.setattr(pipe, "_pictures", lambda latents, maps: latents)
     return pipe
 
 
