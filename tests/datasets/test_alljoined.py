@@ -541,8 +541,8 @@ def exchange(markers):
         (exchange, r"Block 1 Rec.*(does not list after row|no marker for row)"),
         (lambda m: [*m, (6.7, "stim_test,16543,-1,60"), (6.8, "stim_test,16543,-1,61")],
          r"Block 1 Rec.*marker 1[01] of 12 \(at 6\.[78]00 s\) shows picture 16543"),
-        (lambda m: [*m, (m[3][0], "stim_test,16541,-1,50")],
-         r"Block 1 Rec.*two markers at sample 640"),
+        (lambda m: [(m[i - i % 2][0], text) for i, (_, text) in enumerate(m)],
+         r"Block 1 Rec.*10 of 10 markers share their sample .*Leave the session out"),
         (lambda m: [(t, text.replace("stim_test", "stim_train")) for t, text in m],
          r"marker 0 is of the partition train, .* under test"),
         (lambda m: m[-1:], r"no annotation that matches \.\*stim"),
@@ -559,6 +559,29 @@ def test_a_marker_written_twice_counts_once(study, whole):
     pd.testing.assert_frame_equal(
         read(study, subjects=["sub-01"]).events, read(whole, subjects=["sub-01"]).events
     )
+
+
+@pytest.mark.parametrize("late", ["next", "foreign", "oddball"])
+def test_markers_at_one_instant_are_left_out_and_counted(study, whole, late):
+    """The others keep their pictures; which one was on the screen at that instant nobody can say."""
+    markers = block_markers(experiment(1), 1, 1)
+    t = markers[3][0]
+    extra = {"foreign": "stim_test,16543,-1,50", "oddball": "oddball,3,-1,50"}
+    if late == "next":  # two rows of the table, written at once
+        markers[4] = (t, markers[4][1])
+    else:
+        markers.append((t, extra[late]))
+    rewrite(study, markers)
+    found, before = (read(r, subjects=["sub-01"]) for r in (study, whole))
+    old = before.events
+    first = (old["session"] == "01") & (old["run"] == "01")
+    gone = first & old["onset_s"].isin([t, t + 0.5] if late == "next" else [t])
+    assert gone.sum() == (2 if late == "next" else 1)
+    columns = ["session", "run", "onset_s", "sample", "image_id"]
+    left = old.loc[~gone, columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found.events[columns].reset_index(drop=True), left)
+    assert found.notes["markers_at_one_instant"] == (1 if late == "oddball" else 2)
+    assert before.notes["markers_at_one_instant"] == 0
 
 
 def test_another_persons_or_blocks_recording_is_refused(study):

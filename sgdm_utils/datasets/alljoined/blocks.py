@@ -21,6 +21,7 @@ from sgdm_utils.errors import DatasetError
 
 SFREQ = 256.0  # Hz, of the EDF files
 LAST_TEST_BLOCK = 4
+MOST_SEVERAL = 0.25  # of a block's markers at an instant with others; more is no recording to use
 # what the headset writes beside the electrodes, by the beginning of the name, in lower case
 TECHNICAL = (
     *("timestamp", "ortimestamp", "counter", "interpolated", "rawcq", "battery", "fwbuffersize"),
@@ -112,7 +113,8 @@ def _pair(
                 f"{markers['where'][0]}: {source} has no row for session {session}, block {number}"
             )
         members[key].append(markers)
-    parts, counts = [], {"rows_without_marker": 0, "markers_of_dropped_rows": 0}
+    names = ("rows_without_marker", "markers_of_dropped_rows", "markers_at_one_instant")
+    parts, counts = [], dict.fromkeys(names, 0)
     for key, rows in units.items():
         kept = ~rows["dropped"].to_numpy() if "dropped" in rows else None
         if not members[key]:
@@ -126,6 +128,8 @@ def _pair(
             continue
         markers = pd.concat(members[key], ignore_index=True)
         at = alljoined_order.align(markers, rows, kept, source)
+        counts["markers_at_one_instant"] += int(markers["several"].sum())
+        markers = markers[~markers["several"]].reset_index(drop=True)
         taken = rows.iloc[at].reset_index(drop=True)
         markers = markers.assign(
             session=f"{key[0]:02d}", index=taken["index"], category=taken["category"],
@@ -140,9 +144,15 @@ def _pair(
 
 
 def _read_markers(raw: mne.io.BaseRaw, path: Path) -> pd.DataFrame:
-    rows = []
+    """List `onset_s`, `sample`, `partition`, `index` (or -1) and `several` of the markers of a file.
+
+    Of several different markers at one sample nobody can say which picture was on the screen.
+    """
+    rows, oddballs = [], []
     for onset, text in zip(raw.annotations.onset, raw.annotations.description, strict=True):
         match = _MARKER.search(text)
+        if text.startswith("oddball"):
+            oddballs.append(round(onset * raw.info["sfreq"]))
         if match is None:
             continue  # oddball, response, debugging
         if match[1] not in PARTITIONS:
@@ -157,13 +167,15 @@ def _read_markers(raw: mne.io.BaseRaw, path: Path) -> pd.DataFrame:
         raise DatasetError(
             f"{path}: no annotation that matches .*stim: nothing says what was shown"
         )
-    double = table["sample"].duplicated()
-    if double.any():
-        i = int(np.flatnonzero(double)[0])
+    several = table["sample"].duplicated(keep=False) | table["sample"].isin(oddballs)
+    if several.mean() > MOST_SEVERAL:
+        i = int(np.flatnonzero(several)[0])
         raise DatasetError(
-            f"{path}: two markers at sample {table['sample'][i]}: {table['text'][i - 1]!r} and "
-            f"{table['text'][i]!r}. Remove the wrong one"
+            f"{path}: {int(several.sum())} of {len(table)} markers share their sample with another, "
+            f"first {table['text'][i]!r} at sample {table['sample'][i]}: what was shown cannot be told. "
+            "Leave the session out (sessions)"
         )
+    table["several"] = several
     if ((table["index"] < 0) != (table["index"][0] < 0)).any():
         raise DatasetError(f"{path}: some markers name their picture, others do not")
     return table.drop(columns="text")

@@ -7,6 +7,7 @@ same order; where they name their picture, the two confirm each other.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -142,19 +143,24 @@ def align(
     Markers that name their pictures have to be a subsequence of the rows, and every row that was
     kept has to have one. The first row that fits is taken: where a picture occurs twice in a block
     and one marker is lost, which of the two it was does not change what was seen. Markers without
-    pictures are matched by count.
+    pictures are matched by count. Markers at one instant (`several`) get no row, but account for
+    those of their pictures.
 
     Parameters
     ----------
-    markers : DataFrame with `index` (-1: not named), `partition`, `onset_s`, `where`
+    markers : DataFrame with `index` (-1: not named), `partition`, `onset_s`, `where`, `several`
     rows : DataFrame, part of `read_order`'s
     kept : bool array, rows that were not dropped; None when the table does not tell
 
     Returns
     -------
-    int array of shape (n_markers,), positions in `rows`, increasing; an `OrderError` names the
-    first marker or row that does not fit
+    int array, positions in `rows` of the markers that are not `several`, increasing; an `OrderError`
+    names the first marker or row that does not fit
     """
+    several = markers["several"].to_numpy(dtype=bool)
+    unnamed, among_all = (markers["index"] < 0).any(), len(markers)
+    at_once = markers["index"][several].tolist()
+    markers = markers[~several].reset_index(drop=True)
     everything = np.arange(len(rows))
     candidates = everything if kept is None else everything[kept]
     shown, listed = markers["index"].to_numpy(), rows["index"].to_numpy()
@@ -166,14 +172,14 @@ def align(
             f"{markers['partition'][wrong[0]]}, {source.name} lists the block under "
             f"{rows['partition'].iloc[0]}. Are two blocks exchanged?"
         )
-    if (shown < 0).any():  # the markers do not name pictures: only the count can be compared
-        if len(shown) != len(candidates):
+    if unnamed:  # the markers do not name pictures: only the count can be compared
+        if among_all != len(candidates):
             raise OrderError(
-                f"{markers['where'].iloc[0]}: {len(shown)} stimulus markers, {source.name} has "
+                f"{markers['where'].iloc[0]}: {among_all} stimulus markers, {source.name} has "
                 f"{len(candidates)} pictures that were not dropped (session {session}). Is it the "
                 "right block, and the table of this recording?"
             )
-        return candidates
+        return candidates[~several]
     if len(shown) == len(candidates) and (shown == listed[candidates]).all():
         return candidates
     at, row = np.empty(len(shown), int), 0
@@ -190,6 +196,11 @@ def align(
             )
         at[i], row = row, row + 1
     lost = np.setdiff1d(candidates, at)
+    left = Counter(at_once)
+    for i in lost.tolist():
+        if left[listed[i]] > 0:
+            left[listed[i]] -= 1
+            lost = lost[lost != i]
     if kept is not None and len(lost):
         raise OrderError(
             f"{markers['where'].iloc[0]}: no marker for row {rows['row'].iloc[lost[0]]} of {source} "
