@@ -167,7 +167,10 @@ def test_epochs_go_where_they_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("sample", "word"),
     [
-        ([150, 5000], r"1 of 2 events .* from -0.2 to 0.8 s \(first: event 0 at 0.150 s\).*Drop"),
+        (
+            [150, 5000],
+            r"1 of 2 events .* from -0.2 to 0.8 s \(first: event 0 at 0.150 s\).*margin_s of 00_data, 0.8 here",
+        ),
         ([5000, 11201, 11300], r"2 of 3 events .*\(first: event 1 at 11.201 s\)"),
         ([5000, 6000, 5000], r"1 samples carry .*events 0 and 2 at 5.000 s"),
         ([5000.5], "whole numbers"),
