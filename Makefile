@@ -24,7 +24,7 @@ ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 export XDG_CACHE_HOME ?= $(or $(SGDM_DATA),$(CURDIR)/data)/cache
 endif
 
-.PHONY: help demo smoke study status verify seeds evaluate experiments test test-all lint unit benchmark lab report notebooks lock clean environment
+.PHONY: help demo smoke study sweep sweep-plan status verify seeds evaluate experiments test test-all lint unit benchmark lab report notebooks lock clean environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,13 @@ $(PY) -m snakemake --profile config/profiles/local $(RESOURCES) --config study=$
 	echo "  snakemake --cores 1 --config study=$(STUDY)" >&2; exit 1; }
 $(PY) -c "from sgdm_utils.workflow import paths; print('Report:', paths.report_dir('$(STUDY)') / 'index.html')"
 endef
+
+sweep: environment ## all studies of config/sweeps/, their table and what is missing: make sweep SWEEP=cleaning
+	$(PY) -m snakemake --profile config/profiles/local --keep-going $(RESOURCES) --config sweep=$(SWEEP) || true
+	$(PY) -m sgdm_utils sweep $(SWEEP)
+
+sweep-plan: environment ## jobs, expected time and disk of a sweep; changes nothing
+	$(PY) -m snakemake --cores 1 --config sweep=$(SWEEP) --dry-run --quiet rules
 
 status: environment ## which results of a study are fresh, stale (why) or missing: make status STUDY=demo
 	$(PY) -m sgdm_utils status --study $(STUDY)
