@@ -56,7 +56,11 @@ def find_pauses(path: Path, *raws: mne.io.BaseRaw) -> list[Pause]:
         for mark in raw.annotations:
             # -99 stands for "boundary" where EEGLAB's types are numbers
             numeric = mark["description"] == "-99" and path.suffix.lower() != ".set"
-            if _CUT.fullmatch(mark["description"]) and not numeric:
+            # MNE marks so what it fills the last record of an exported EDF file with
+            padded = mark["description"] == "BAD_ACQ_SKIP" and (
+                (mark["onset"] + mark["duration"]) * sfreq >= n_times - 1
+            )
+            if _CUT.fullmatch(mark["description"]) and not numeric and not padded:
                 sample = int(np.ceil(mark["onset"] * sfreq - 1e-6))
                 found[sample] = Pause(sample, mark["duration"] or np.nan)
     if path.suffix.lower() in (".edf", ".bdf"):

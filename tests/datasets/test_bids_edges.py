@@ -337,6 +337,11 @@ def test_boundaries_are_pauses(tmp_path, extension, text):
     assert len(study(tmp_path)[0].events) == 12
 
 
+def test_the_filled_end_of_a_last_record_is_no_pause(tmp_path):
+    write(tmp_path, extension=".edf", annotations=[(19.5, 0.5, "BAD_ACQ_SKIP")])
+    assert len(study(tmp_path)[0].events) == 12
+
+
 def test_a_new_segment_of_brainvision_is_a_pause(tmp_path):
     path = write(tmp_path, annotations=[(0.0, 0.0, "x"), (10.0, 0.0, "x")])
     marks = path.with_suffix(".vmrk")  # the first one is the start of the recording
