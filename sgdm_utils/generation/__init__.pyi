@@ -1,11 +1,20 @@
 from .autoencoder import PictureVAE
 from .checkpoints import TrainingState
-from .conditioning import ConditionEmbedder, colour_layout, fold_maps, guided_colours, shrink, trust
+from .conditioning import (
+    ConditionEmbedder,
+    colour_layout,
+    figure_and_ground,
+    fold_maps,
+    guided_colours,
+    shrink,
+    trust,
+    two_colour_layout,
+)
 from .decoder import EEGDecoder
 from .guide import LatentClassifier, category_direction, guided_velocity
 from .networks import make_controlnet, make_unet, predict, resolutions, velocity
 from .pipeline import SGDMPipeline, open_generator, open_pipeline, write_model_card
-from .posterior import EEGPosterior, sharpened_maps
+from .posterior import EEGPosterior, blended_colours, sharpened_maps
 from .pretrained.generator import PretrainedGenerator
 from .pretrained.stored import PretrainedParts, PretrainedPipeline, find_parts, save_generator
 from .store import PictureStore

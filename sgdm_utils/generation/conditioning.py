@@ -143,6 +143,32 @@ def colour_layout(pictures: torch.Tensor, grid: int) -> torch.Tensor:
     return F.adaptive_avg_pool2d(pictures, grid)
 
 
+def figure_and_ground(pictures: torch.Tensor, silhouettes: torch.Tensor) -> torch.Tensor:
+    """Mean colours of figure and ground, (batch, 6).
+
+    Parameters
+    ----------
+    pictures : tensor of shape (batch, 3, size, size) in [0, 1]
+    silhouettes : tensor of shape (batch, size, size) in [0, 1]
+    """
+    weights = torch.stack([silhouettes, 1 - silhouettes], dim=1).to(pictures)
+    total = torch.einsum("nchw,nkhw->nkc", pictures, weights)
+    return (total / weights.sum((2, 3))[..., None].clamp(min=1)).flatten(1)
+
+
+def two_colour_layout(both: torch.Tensor, silhouettes: torch.Tensor, grid: int) -> torch.Tensor:
+    """Colour layout (batch, 3, grid, grid) of a figure and a ground of one colour each.
+
+    Parameters
+    ----------
+    both : tensor of shape (batch, 6), see `figure_and_ground`
+    silhouettes : tensor of shape (batch, size, size) in [0, 1]
+    grid : int, cells per side
+    """
+    share = F.adaptive_avg_pool2d(silhouettes[:, None], grid)
+    return share * both[:, :3, None, None] + (1 - share) * both[:, 3:, None, None]
+
+
 def guided_colours(
     colours: torch.Tensor, silhouettes: torch.Tensor, epsilon: float = 1e-3
 ) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 from sgdm_utils.decoding.encoders import SGDMEncoder
 from sgdm_utils.decoding.structure import StructureVAE
 from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
+from sgdm_utils.generation.conditioning import figure_and_ground, two_colour_layout
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,7 @@ class EEGDecoder(ModelMixin, ConfigMixin):
         training pictures (`fit_colours`); where they lie is what the silhouette says.
         """
         both = (embedding @ self.colour_weights + self.colour_offset).clamp(0, 1)
-        figure, ground = both[:, :3, None, None], both[:, 3:, None, None]
-        share = nn.functional.adaptive_avg_pool2d(maps[:, :1], self.config.grid)
-        return share * figure + (1 - share) * ground
+        return two_colour_layout(both, maps[:, 0], self.config.grid)
 
     @torch.no_grad()
     def fit_colours(
@@ -227,13 +226,8 @@ class EEGDecoder(ModelMixin, ConfigMixin):
         silhouettes : tensor of shape (n, size, size) in [0, 1]
         alpha : float, ridge penalty
         """
-        means = []
-        for picture, figure in zip(
-            pictures.split(512), silhouettes[:, None].split(512), strict=True
-        ):
-            weights = torch.cat([figure, 1 - figure], dim=1)  # (n, 2, size, size)
-            total = torch.einsum("nchw,nkhw->nkc", picture, weights)
-            means.append((total / weights.sum((2, 3))[..., None].clamp(min=1)).flatten(1))
+        parts = zip(pictures.split(512), silhouettes.split(512), strict=True)
+        means = [figure_and_ground(*part) for part in parts]
         answer, x = torch.cat(means).double(), embeddings.double()
         center, mean = answer.mean(0), x.mean(0)
         x = x - mean

@@ -11,6 +11,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch.nn import functional as F
 
 from sgdm_utils.decoding.forward import ForwardModel
+from sgdm_utils.decoding.forward import posterior as forward_model
+from sgdm_utils.generation.conditioning import two_colour_layout
 from sgdm_utils.generation.decoder import Decoded
 
 _ARRAYS = ("coefficients", "directions", "shrinkage", "scale", "lack_of_fit")
@@ -36,6 +38,10 @@ class EEGPosterior(ModelMixin, ConfigMixin):
     categories : list of str
     temperature : float, power of the likelihood (`forward.posterior_weights`)
     category_power : float, how much likely categories are favoured (`forward.favour_categories`)
+    largest_weight : float, of one picture of the set (`forward.spread_out`)
+    colour_temperature, colour_mode, colour_bandwidth : float
+        Power of the likelihood for colours; how far they are moved from the posterior mean (0) to the
+        colours of figure and ground that are densest (1); distance within which colours are alike.
     threshold, steepness : float, how averaged maps are sharpened (`sharpened_maps`)
 
     Notes
@@ -60,6 +66,10 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         categories: list[str],
         temperature: float = 0.3,
         category_power: float = 1.0,
+        largest_weight: float = 1.0,
+        colour_temperature: float = 0.5,
+        colour_mode: float = 0.5,
+        colour_bandwidth: float = 0.12,
         threshold: float = 0.38,
         steepness: float = 12.0,
     ) -> None:
@@ -77,6 +87,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         self.register_buffer("gallery", torch.zeros(n_gallery, embed_dim))
         self.register_buffer("maps", torch.zeros(n_gallery, 2, size, size, dtype=torch.uint8))
         self.register_buffer("colours", torch.zeros(n_gallery, 3, grid, grid))
+        self.register_buffer("both", torch.zeros(n_gallery, 6))
         self.register_buffer("category", torch.zeros(n_gallery, dtype=torch.long))
 
     @classmethod
@@ -88,6 +99,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         embeddings: np.ndarray,
         maps: np.ndarray,
         colours: np.ndarray,
+        both: np.ndarray,
         category: np.ndarray,
         **config,
     ) -> EEGPosterior:
@@ -101,6 +113,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         embeddings : array of shape (n_gallery, embed_dim), standardised
         maps : array of shape (n_gallery, 2, size, size) in [0, 1]
         colours : array of shape (n_gallery, 3, grid, grid) in [0, 1], `colour_layout`
+        both : array of shape (n_gallery, 6), `figure_and_ground`
         category : int array of shape (n_gallery,), index into `categories`
         config : the other arguments of the class
 
@@ -109,7 +122,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         ValueError
             Features, embeddings, maps and categories of different numbers of pictures.
         """
-        lengths = {len(part) for part in (features, embeddings, maps, colours, category)}
+        lengths = {len(part) for part in (features, embeddings, maps, colours, both, category)}
         if lengths != {len(config["gallery_ids"])}:
             raise ValueError(
                 f"features, embeddings, maps, colours and categories of {sorted(lengths)} pictures, and "
@@ -141,6 +154,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         made.gallery.copy_(torch.from_numpy(np.asarray(embeddings)))
         made.maps.copy_(torch.from_numpy(np.round(255 * np.asarray(maps)).astype(np.uint8)))
         made.colours.copy_(torch.from_numpy(np.asarray(colours)))
+        made.both.copy_(torch.from_numpy(np.asarray(both)))
         made.category.copy_(torch.from_numpy(np.asarray(category, np.int64)))
         return made
 
@@ -207,31 +221,83 @@ class EEGPosterior(ModelMixin, ConfigMixin):
 
         `n_likeliest` pictures of the set are averaged for each epoch, the others have no weight.
         """
-        scores = self.config.temperature * self.log_likelihood(eeg, subject, n_averaged)
-        one_hot = F.one_hot(self.category + 1, len(self.config.categories) + 1).double()
-        share = scores.softmax(1) @ one_hot  # the first column: pictures without a category
-        weights = scores.softmax(1) * share[:, self.category + 1] ** self.config.category_power
-        top = weights.topk(min(n_likeliest, weights.shape[1]), dim=1)
-        weights = (top.values / top.values.sum(1, keepdim=True)).float()
-        maps = torch.stack(
-            [
-                torch.einsum("k,kchw->chw", w, self.maps[rows].float() / 255)
-                for w, rows in zip(weights, top.indices, strict=True)
-            ]
-        )
+        likelihood = self.log_likelihood(eeg, subject, n_averaged).cpu().numpy()
+        config, category = self.config, self.category.cpu().numpy()
+        weights = forward_model.posterior_weights(likelihood, config.temperature)
+        weights = forward_model.favour_categories(weights, category, config.category_power)
+        weights = self._spread_out(weights)
+        known = {"embedding": self.gallery, "maps": self.maps}
+        means = {
+            name: torch.from_numpy(
+                forward_model.posterior_mean(weights, values.cpu().numpy(), n_likeliest)
+            )
+            for name, values in known.items()
+        }
+        codes = np.eye(len(config.categories) + 1, dtype=np.float32)[category + 1][:, 1:]
+        maps = sharpened_maps(means["maps"] / 255, config.threshold, config.steepness)
+        by_colour = forward_model.posterior_weights(likelihood, config.colour_temperature)
+        colours = blended_colours(
+            self._spread_out(by_colour), self.colours.cpu().numpy(), self.both.cpu().numpy(), maps,
+            config.colour_mode, config.colour_bandwidth,
+        )  # fmt: skip
+        exact = torch.zeros(len(maps))
+        device = self.gallery.device
         return Decoded(
-            embedding=torch.einsum("bk,bkd->bd", weights, self.gallery[top.indices]),
-            embedding_noise=weights.new_zeros(len(weights)),
-            maps=sharpened_maps(maps, self.config.threshold, self.config.steepness),
-            structure_noise=weights.new_zeros(len(weights)),
-            category=torch.einsum("bk,bkc->bc", weights, one_hot[top.indices].float())[:, 1:],
-            colours=torch.einsum("bk,bkchw->bchw", weights, self.colours[top.indices]),
+            embedding=means["embedding"].to(device),
+            embedding_noise=exact.to(device),
+            maps=maps.to(device),
+            structure_noise=exact.to(device),
+            category=torch.from_numpy(forward_model.posterior_mean(weights, codes, n_likeliest)).to(
+                device
+            ),
+            colours=colours.to(device),
         )
+
+    def _spread_out(self, weights: np.ndarray) -> np.ndarray:
+        largest = max(self.config.largest_weight, 1 / weights.shape[1])
+        return forward_model.spread_out(weights, largest)
 
     def _model(self, index: int) -> dict[str, torch.Tensor]:
         names = (*_ARRAYS, "left", "right", "center", "noise_variance")
         found = {name: getattr(self, f"{name}_{index}").double() for name in names}
         return found | {"selected": getattr(self, f"selected_{index}")}
+
+
+def blended_colours(
+    weights: np.ndarray,
+    colours: np.ndarray,
+    both: np.ndarray,
+    maps: torch.Tensor,
+    mode: float = 0.5,
+    bandwidth: float = 0.12,
+) -> torch.Tensor:
+    """Colour layouts between the posterior mean and colours that pictures do have.
+
+    The mean of orange and blue is grey: nearest to both on average, and a colour of nothing that was
+    shown. The densest colours of figure and ground, each for itself, lie on the silhouette.
+
+    Parameters
+    ----------
+    weights : array of shape (n, n_set), posterior over a set of pictures
+    colours : array of shape (n_set, 3, grid, grid), `colour_layout`
+    both : array of shape (n_set, 6), `figure_and_ground`
+    maps : tensor of shape (n, 2, size, size) in [0, 1], where figure and ground are said to be
+    mode : float in [0, 1], 0 for the mean alone, 1 for the densest colours alone
+    bandwidth : float above 0, distance within which colours are alike
+
+    Returns
+    -------
+    tensor of shape (n, 3, grid, grid)
+    """
+    if not 0 <= mode <= 1:
+        raise ValueError(f"mode is {mode}: a share from 0 (mean) to 1 (densest colours) is needed")
+    mean = torch.from_numpy(forward_model.posterior_mean(weights, colours))
+    if not mode:
+        return mean
+    parts = [forward_model.posterior_mode(weights, both[:, i : i + 3], bandwidth) for i in (0, 3)]
+    densest = torch.from_numpy(np.concatenate(parts, axis=1))
+    layout = two_colour_layout(densest, maps[:, 0].to(densest), colours.shape[-1])
+    return mode * layout + (1 - mode) * mean
 
 
 def sharpened_maps(

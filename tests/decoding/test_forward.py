@@ -255,6 +255,13 @@ def test_posterior_over_pictures():
     assert (picture_posterior.effective_size(w) >= 1).all()
     favoured = picture_posterior.favour_categories(np.array([[0.4, 0.3, 0.3]]), np.array([0, 1, 1]))
     assert np.allclose(favoured, np.array([[0.16, 0.18, 0.18]]) / 0.52)
+    spread = picture_posterior.spread_out(np.array([[0.9, 0.06, 0.03, 0.01]]), 0.4)
+    assert spread.sum() == pytest.approx(1) and spread[0, 0] == pytest.approx(0.4, rel=2e-3)
+    assert spread[0, 1] == pytest.approx(2 * spread[0, 2], rel=0.05) or spread[0, 1] >= 0.39
+    even = np.full((1, 4), 0.25)
+    assert np.allclose(picture_posterior.spread_out(even, 0.25), even)
+    with pytest.raises(ValueError, match="give 0.25 or more"):
+        picture_posterior.spread_out(even, 0.2)
     with pytest.raises(ValueError, match="power is -1"):
         picture_posterior.favour_categories(np.ones((1, 2)), np.zeros(2, int), -1)
     with pytest.raises(ValueError, match="2 pictures have weights, 3"):

@@ -30,12 +30,14 @@ def study():
         "embeddings": rng.normal(size=(N, 4)),
         "maps": rng.random((N, 2, 16, 16)),
         "colours": rng.random((N, 3, 2, 2)),
+        "both": rng.random((N, 6)),
         "category": rng.integers(-1, KINDS, N),
     }
     component = EEGPosterior.from_models(
         {"sub-01": model}, {"sub-01": (left, np.eye(T))}, x, **known,
         channels=[f"E{i}" for i in range(C)], n_times=T, sfreq=100.0,
         gallery_ids=[f"pic-{i}" for i in range(N)], categories=["a", "b", "c"], temperature=0.5,
+        largest_weight=0.3, colour_temperature=0.5, colour_mode=0.4, colour_bandwidth=0.3,
     )  # fmt: skip
     return component, model, x, known, microvolts.reshape(N, REPS, C, T).mean(1), whitened
 
@@ -48,14 +50,31 @@ def test_the_component_says_what_the_model_says(study):
     assert np.allclose(difference, difference[:, :1], atol=1e-3), "equal but for a constant"
     weights = forward.posterior_weights(expected, 0.5)
     weights = forward.favour_categories(weights, known["category"], 1.0)
+    weights = forward.spread_out(weights, 0.3)
     decoded = component(whitened[:6], "sub-01", REPS)
     assert np.allclose(decoded.embedding, weights @ known["embeddings"], atol=1e-3)
-    assert np.allclose(decoded.colours, np.tensordot(weights, known["colours"], 1), atol=1e-3)
     one_hot = np.eye(KINDS + 1)[known["category"] + 1][:, 1:]
     assert np.allclose(decoded.category, weights @ one_hot, atol=1e-3)
     maps = torch.from_numpy(np.tensordot(weights, known["maps"], 1)).float()
     assert np.allclose(decoded.maps, sharpened_maps(maps), atol=0.05)  # stored with 8 bits
     assert (decoded.maps >= 0).all() and (decoded.maps <= 1).all()
+    by_colour = forward.spread_out(forward.posterior_weights(expected, 0.5), 0.3)
+    mean = np.tensordot(by_colour, known["colours"], 1)
+    densest = [forward.posterior_mode(by_colour, known["both"][:, i : i + 3], 0.3) for i in (0, 3)]
+    share = torch.nn.functional.adaptive_avg_pool2d(decoded.maps[:, :1], 2).numpy()
+    on_map = share * densest[0][:, :, None, None] + (1 - share) * densest[1][:, :, None, None]
+    assert np.allclose(decoded.colours, 0.4 * on_map + 0.6 * mean, atol=1e-3)
+
+
+def test_the_densest_colour_is_one_that_pictures_have():
+    """Nine orange and nine blue pictures with a lighter weight: the mean is grey, the mode orange."""
+    orange, blue = np.array([0.9, 0.5, 0.1]), np.array([0.1, 0.5, 0.9])
+    rng = np.random.default_rng(0)
+    colours = np.concatenate([c + 0.02 * rng.standard_normal((9, 3)) for c in (orange, blue)])
+    weights = np.repeat([0.6 / 9, 0.4 / 9], 9)[None]
+    assert np.allclose(forward.posterior_mode(weights, colours, 0.1), orange, atol=0.03)
+    with pytest.raises(ValueError, match="bandwidth is 0"):
+        forward.posterior_mode(weights, colours, 0)
 
 
 def test_more_trials_make_it_surer(study):

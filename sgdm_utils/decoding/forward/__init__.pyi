@@ -6,6 +6,8 @@ from .posterior import (
     effective_size,
     favour_categories,
     posterior_mean,
+    posterior_mode,
     posterior_weights,
+    spread_out,
 )
 from .signal_space import Responses, SignalSpace, measure_responses

@@ -67,6 +67,37 @@ def posterior_mean(weights: np.ndarray, values: np.ndarray, n_likeliest: int = 5
     return result
 
 
+def posterior_mode(
+    weights: np.ndarray, values: np.ndarray, bandwidth: float, n_likeliest: int = 500
+) -> np.ndarray:
+    """Where the weights are densest: a value that pictures do have, where a mean need not be one.
+
+    Parameters
+    ----------
+    weights : array of shape (n, n_set)
+    values : array of shape (n_set, d), a few numbers of each picture, e.g. a colour
+    bandwidth : float above 0, distance within which values count as alike
+
+    Returns
+    -------
+    float32 array of shape (n, d): the densest value of the set, moved by five mean-shift steps
+    """
+    if not bandwidth > 0:
+        raise ValueError(f"bandwidth is {bandwidth}: a distance above 0 is needed")
+    n_likeliest, values = min(n_likeliest, len(values)), np.asarray(values, np.float64)
+    result = np.empty((len(weights), values.shape[1]), np.float32)
+    for i, w in enumerate(np.asarray(weights)):
+        rows = np.argpartition(-w, n_likeliest - 1)[:n_likeliest]
+        x, share = values[rows], w[rows] / w[rows].sum()
+        distance = ((x[:, None] - x[None]) ** 2).sum(-1)
+        center = x[(np.exp(-distance / (2 * bandwidth**2)) @ share).argmax()]
+        for _ in range(5):
+            near = share * np.exp(-((x - center) ** 2).sum(1) / (2 * bandwidth**2))
+            center = near @ x / near.sum()
+        result[i] = center
+    return result
+
+
 def effective_size(weights: np.ndarray) -> np.ndarray:
     """Number of pictures among which each posterior is spread, 1 / sum of squares, (n,)."""
     return 1 / (np.asarray(weights) ** 2).sum(1)
@@ -98,6 +129,34 @@ def favour_categories(weights: np.ndarray, category: np.ndarray, power: float = 
     share = weights @ np.eye(len(codes))[index]
     favoured = weights * share[:, index] ** power
     return favoured / favoured.sum(1, keepdims=True)
+
+
+def spread_out(weights: np.ndarray, largest: float = 0.1) -> np.ndarray:
+    """Weights of which none is larger than a share, so that no average is a copy of one picture.
+
+    What is taken from a picture goes to the others of its epoch in proportion to their weights.
+
+    Parameters
+    ----------
+    weights : array of shape (n, n_set), rows sum to 1
+    largest : float, at least 1 / n_set; 1 changes nothing
+
+    Returns
+    -------
+    array of shape (n, n_set), rows sum to 1
+    """
+    if not largest * weights.shape[1] >= 1:
+        raise ValueError(
+            f"largest is {largest}: {weights.shape[1]} pictures cannot share a weight of 1 like that, "
+            f"give {1 / weights.shape[1]:.3g} or more"
+        )
+    weights = np.maximum(weights, 1e-12)
+    for _ in range(100):
+        weights = np.minimum(weights, largest)
+        weights = weights / weights.sum(1, keepdims=True)
+        if weights.max(initial=0) <= 1.001 * largest:
+            break
+    return weights
 
 
 def choose_temperature(
