@@ -531,7 +531,7 @@ def test_channels_in_another_order_are_stacked_by_name_or_refused(study):
     for subject, ch_names in ((1, names), (2, names[::-1])):
         write_flat(study, subject, experiment(subject), ch_names=ch_names)
     with pytest.raises(DatasetError, match=r"sub-02.* channels in another order than .*sub-01"):
-        forms.tables(study, "alljoined_flat", ["sub-01", "sub-02"], sub06="as_listed")
+        forms.tables(study, "alljoined_flat", ["sub-01", "sub-02"], sessions=[1, 2])
 
 
 def lose(markers):
