@@ -14,7 +14,7 @@ import shlex
 import sys
 import tempfile
 
-from sgdm_utils.workflow import artifacts, locks, paths, run, status, sweeps
+from sgdm_utils.workflow import artifacts, locks, paths, run, status
 from sgdm_utils.workflow import config as study_config
 
 
@@ -37,7 +37,7 @@ NEEDS = {"data": (8000, 120), "pipeline": (32000, 720), "reconstructions": (3200
 
 ENGINE = workflow.is_main_process and not workflow.output_settings.dryrun
 try:
-    SWEEP = sweeps.load_sweep(str(config["sweep"])) if "sweep" in config else None
+    SWEEP = study_config.load_sweep(str(config["sweep"])) if "sweep" in config else None
     STUDY = None if SWEEP else study_config.load_study(config.get("study", "demo"))
     STUDIES = {study.study: study for study in (SWEEP.members.values() if SWEEP else [STUDY])}
     NAME = SWEEP.name if SWEEP else STUDY.study

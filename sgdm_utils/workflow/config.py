@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -130,9 +131,7 @@ def load_study(study: str) -> StudyConfig:
     """
     path = paths.config_dir() / f"{study}.yaml"
     if not path.is_file():
-        from sgdm_utils.workflow import sweeps  # which checks its studies with `check`
-
-        if isinstance(study, str) and (found := sweeps.member(study)):
+        if isinstance(study, str) and (found := _member(study)):
             return found
         there = studies()
         if not isinstance(study, str) or not _comes_through(study):
@@ -144,11 +143,7 @@ def load_study(study: str) -> StudyConfig:
             f"there is no study {study!r}: {paths.relative(path)} does not exist. "
             f"{_suggest(study, there, 'studies')}"
         )
-    try:
-        content = schemas.load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{paths.relative(path)} is no valid YAML: {error}") from error
-    return check(content, path, study)
+    return check(_read(path), path, study)
 
 
 def check(content: Any, path: Path, study: str) -> StudyConfig:
@@ -191,6 +186,93 @@ def check(content: Any, path: Path, study: str) -> StudyConfig:
         problem = f"extra_seeds: {twice[0]} is one of seeds already"
         raise ConfigError(f"{paths.relative(path)} cannot be used:\n  {problem}")
     return StudyConfig(study, tuple(content["subjects"]), seeds, sections, path, until, extra)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep.
+
+    Attributes
+    ----------
+    name : str
+    path : Path
+        The file.
+    members : dict of (condition, fold) to StudyConfig
+        The studies that it consists of; the fold is empty where there are none.
+    """
+
+    name: str
+    path: Path
+    members: dict[tuple[str, str], StudyConfig]
+
+
+def load_sweep(name: str) -> Sweep:
+    """Read and check ``config/sweeps/<name>.yaml`` and every study that it stands for.
+
+    Raises
+    ------
+    ConfigError
+        When the file is missing or no YAML, or a condition cannot be run; all findings are listed.
+    """
+    folder = paths.config_dir() / "sweeps"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+        raise ConfigError(
+            f"there is no sweep {name!r}: {paths.relative(path)} does not exist. The sweeps are: {there}"
+        )
+    content = _read(path)
+    schema = json.loads((paths.config_dir() / "sweep.schema.json").read_text(encoding="utf-8"))
+    problems = [f"{schemas.place(e)}: {e.message}" for e in schemas.violations(schema, content)]
+    if not problems and content["sweep"] != name:
+        problems = [f"sweep: is {content['sweep']!r}, but the file is named {path.name}"]
+    base_path = paths.config_dir() / f"{'' if problems else content['study']}.yaml"
+    if not problems and not base_path.is_file():
+        problems = [f"study: {paths.relative(base_path)} does not exist"]
+    if problems:
+        raise ConfigError(f"{paths.relative(path)} cannot be used:\n  " + "\n  ".join(problems))
+    base, members = _read(base_path), {}
+    chosen = {key: content[key] for key in ("subjects", "seeds") if key in content}
+    folds = content.get("folds", {"": {}})
+    for (condition, ours), (fold, also) in itertools.product(
+        content["conditions"].items(), folds.items()
+    ):
+        study = "-".join(filter(None, (name, condition, fold)))
+        notebooks = _merged(base.get("notebooks") or {}, ours, also)
+        try:
+            members[condition, fold] = check(
+                base | {"extra_seeds": []} | chosen | {"study": study, "notebooks": notebooks},
+                path,
+                study,
+            )
+        except ConfigError as error:
+            problems.append(f"{study}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Sweep(name, path, members)
+
+
+def _member(study: str) -> StudyConfig | None:
+    """Return the study of this name that belongs to a sweep; None where there is none."""
+    path = paths.config_dir() / "sweeps" / f"{study.partition('-')[0]}.yaml"
+    if not path.is_file():
+        return None
+    return next((s for s in load_sweep(path.stem).members.values() if s.study == study), None)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return schemas.load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{paths.relative(path)} is no valid YAML: {error}") from error
+
+
+def _merged(*layers: Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    merged: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        for notebook, values in layer.items():
+            merged.setdefault(notebook, {}).update(values or {})
+    return merged
 
 
 def _comes_through(study: str) -> bool:

@@ -11,21 +11,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
-import json
 import statistics
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
-from sgdm_utils.workflow import atomic, paths, schemas, status
+from sgdm_utils.workflow import atomic, paths, status
 from sgdm_utils.workflow import config as study_config
-from sgdm_utils.workflow.config import ConfigError, StudyConfig
+from sgdm_utils.workflow.config import ConfigError, Sweep, load_sweep
 
 TABLES = ("retrieval", "reconstruction", "structure")
 _CELL = ("table", "model", "condition", "metric")
@@ -37,78 +31,6 @@ _PAGE = """<!doctype html><meta charset="utf-8"><title>Sweep {{ name }}</title>
 <h2>Means over people and seeds</h2><table><tr>{% for name in rows[0] if rows %}<th>{{ name }}{% endfor %}
 {% for row in rows %}<tr>{% for value in row.values() %}<td>{{ value }}{% endfor %}{% endfor %}</table>
 """
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A checked sweep.
-
-    Attributes
-    ----------
-    name : str
-    path : Path
-        The file.
-    members : dict of (condition, fold) to StudyConfig
-        The studies that it consists of; the fold is empty where there are none.
-    """
-
-    name: str
-    path: Path
-    members: dict[tuple[str, str], StudyConfig]
-
-
-def load_sweep(name: str) -> Sweep:
-    """Read and check ``config/sweeps/<name>.yaml`` and every study that it stands for.
-
-    Raises
-    ------
-    ConfigError
-        When the file is missing or no YAML, or a condition cannot be run; all findings are listed.
-    """
-    folder = paths.config_dir() / "sweeps"
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-        raise ConfigError(
-            f"there is no sweep {name!r}: {paths.relative(path)} does not exist. The sweeps are: {there}"
-        )
-    content = _read(path)
-    schema = json.loads((paths.config_dir() / "sweep.schema.json").read_text(encoding="utf-8"))
-    problems = [f"{schemas.place(e)}: {e.message}" for e in schemas.violations(schema, content)]
-    if not problems and content["sweep"] != name:
-        problems = [f"sweep: is {content['sweep']!r}, but the file is named {path.name}"]
-    base_path = paths.config_dir() / f"{'' if problems else content['study']}.yaml"
-    if not problems and not base_path.is_file():
-        problems = [f"study: {paths.relative(base_path)} does not exist"]
-    if problems:
-        raise ConfigError(f"{paths.relative(path)} cannot be used:\n  " + "\n  ".join(problems))
-    base, members = _read(base_path), {}
-    chosen = {key: content[key] for key in ("subjects", "seeds") if key in content}
-    folds = content.get("folds", {"": {}})
-    for (condition, ours), (fold, also) in itertools.product(
-        content["conditions"].items(), folds.items()
-    ):
-        study = "-".join(filter(None, (name, condition, fold)))
-        notebooks = _merged(base.get("notebooks") or {}, ours, also)
-        try:
-            members[condition, fold] = study_config.check(
-                base | {"extra_seeds": []} | chosen | {"study": study, "notebooks": notebooks},
-                path,
-                study,
-            )
-        except ConfigError as error:
-            problems.append(f"{study}: {error}")
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return Sweep(name, path, members)
-
-
-def member(study: str) -> StudyConfig | None:
-    """Return the study of this name that belongs to a sweep; None where there is none."""
-    path = paths.config_dir() / "sweeps" / f"{study.partition('-')[0]}.yaml"
-    if not path.is_file():
-        return None
-    return next((s for s in load_sweep(path.stem).members.values() if s.study == study), None)
 
 
 def gather(sweep: Sweep) -> list[dict[str, Any]]:
@@ -159,21 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{part['step']}: {part['why']}", file=sys.stderr)
     print("Report:", paths.report_dir(sweep.name) / "index.html")
     return 1 if missing else 0
-
-
-def _read(path: Path) -> Any:
-    try:
-        return schemas.load_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{paths.relative(path)} is no valid YAML: {error}") from error
-
-
-def _merged(*layers: Mapping[str, Mapping[str, Any] | None]) -> dict[str, dict[str, Any]]:
-    merged: dict[str, dict[str, Any]] = {}
-    for layer in layers:
-        for notebook, values in layer.items():
-            merged.setdefault(notebook, {}).update(values or {})
-    return merged
 
 
 def _means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from fake_study import FakeProject
 
 from sgdm_utils.workflow import config as study_config
-from sgdm_utils.workflow import paths, sweeps
+from sgdm_utils.workflow import paths
 
 SWEEP = """
 sweep: friday
@@ -127,6 +127,6 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_runs(project, old, n
 def test_every_committed_sweep_is_valid():
     folder = paths.config_dir() / "sweeps"
     for path in folder.glob("*.yaml"):
-        for study in sweeps.load_sweep(path.stem).members.values():
+        for study in study_config.load_sweep(path.stem).members.values():
             assert study_config.load_study(study.study) == study
             assert len(study_config.plan(study)) > 8
