@@ -94,13 +94,13 @@ def test_a_sweep_runs_and_later_only_what_changed(project):
     ("old", "new", "expected"),
     [
         (
-            "rate: 0.25",
-            "rat: 0.25",
-            ["friday-large", "02_encoder_pretraining.rat: unknown parameter"],
+            "size: 9",
+            "sice: 9",
+            ["friday-large", "00_data.sice: unknown parameter"],
         ),
         (
-            "02_encoder_pretraining",
-            "02_encoder_pretrainin",
+            "00_data",
+            "00_dat",
             ["friday-large", "Did you mean 00_data"],
         ),
         (
