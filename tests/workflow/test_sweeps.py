@@ -45,7 +45,17 @@ def write(project, seeds="[0]"):
 
 def planned(project):
     done = project.python(
-        *("-m", "snakemake", "--cores", "1", "--config", "sweep=friday", "--dry-run", "--quiet")
+        *(
+            "-m",
+            "snakemake",
+            "--cores",
+            "1",
+            "--config",
+            "sweep=friday",
+            "--dry-run",
+            "--quiet",
+            "rules",
+        )
     )
     assert done.returncode == 0, done.stderr
     return dict(re.findall(r"^(friday-[\w-]+): (.*)$", done.stdout, re.MULTILINE)), done.stdout
