@@ -238,9 +238,10 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
                 raise ValueError(f"{name} is {value}, at least 1 is needed")
         if not 0 <= guidance_scale < float("inf"):
             raise ValueError(f"guidance_scale is {guidance_scale}, expected a number of at least 0")
-        scheduler = scheduler or DPMSolverMultistepScheduler.from_config(
-            self.noise_scheduler.config, timestep_spacing="trailing"
-        )
+        if scheduler is None:  # a scheduler has a length, which may be zero or unknown
+            scheduler = DPMSolverMultistepScheduler.from_config(
+                self.noise_scheduler.config, timestep_spacing="trailing"
+            )
         alphas_bar = self.noise_scheduler.alphas_cumprod
         check_scheduler(scheduler, "sample", alphas_bar)
         generator = check_generators(generator, len(z_eeg))
