@@ -162,7 +162,7 @@ def test_papermill_comes_without_the_grammar_of_addresses(project):
 def test_the_plan_is_listed(project):
     project.write_config(seeds="[0, 1]")
     lines = project.run("--list").stdout.splitlines()
-    assert len(lines) == 1 + 2 + 2 * 6
+    assert len(lines) == 1 + 2 + 2 * 7
     assert lines[2] == "python -m sgdm_utils run 01_preprocessing --study demo --subject sub-02"
 
 
