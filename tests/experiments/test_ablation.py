@@ -30,7 +30,8 @@ subjects = [write(s, "preprocessing", None, [data]) for s in ("sub-01", "sub-02"
 pretrained = write("joint", "encoder_pretrained", 0, [data, *subjects])
 encoder = write("joint", "encoder", 0, [data, pretrained, *subjects])
 structure = write("joint", "structure", 0, [data, pretrained, *subjects])
-write("joint", "pipeline", 0, [data, encoder, structure])
+forward = write("joint", "forward", 0, [data, encoder, *subjects])
+write("joint", "pipeline", 0, [data, encoder, structure, forward])
 """
 
 RUN = """
