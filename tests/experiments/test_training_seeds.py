@@ -121,7 +121,7 @@ def test_missing_seeds_are_named_with_the_commands_that_make_them(study):
     ]
     assert [c.split()[4] for c in commands[2:]] == [
         "02_encoder_pretraining", "03_contrastive_alignment", "04_structure_decoding",
-        "05_diffusion_training", "06_evaluation",
+        "04b_forward_model", "05_diffusion_training", "06_evaluation",
     ]  # fmt: skip
     assert all(c.endswith("--seed 7") for c in commands[2:])
     assert "make seeds STUDY=demo" in said and "seeds: [0] in the section" in said

@@ -31,6 +31,9 @@ DECLARED = {
     "compare_category": ["eeg > shuffled_eeg", "eeg > no_semantics"],
 }
 SIZE = 8
+STAGES_OF_A_SEED = (
+    "encoder_pretrained", "encoder", "structure", "forward", "pipeline", "reconstructions",
+)  # fmt: skip
 
 
 def long_scores(table: np.ndarray, value: str = "ssim") -> pd.DataFrame:
@@ -66,7 +69,7 @@ def write_seed(
     neighbours, scores = _neighbours(rng, ids), _scores(rng, shift, levels, ids)
     maps = rng.random((len(SUBJECTS) * len(ids), 2, SIZE, SIZE)).astype(np.float32)
     table = pd.DataFrame({"subject": np.repeat(SUBJECTS, len(ids)), "image_id": list(ids) * 3})
-    for stage in ("encoder_pretrained", "encoder", "structure", "pipeline", "reconstructions"):
+    for stage in STAGES_OF_A_SEED:
         if stage in skip:
             return
         parameters = {"seed": seed} | (DECLARED | (settings or {}) if stage == READ[-1] else {})
@@ -95,7 +98,7 @@ READ = training_seeds.READ
 NOTEBOOKS = {
     "data": "00_data", "encoder_pretrained": "02_encoder_pretraining",
     "encoder": "03_contrastive_alignment", "structure": "04_structure_decoding",
-    "pipeline": "05_diffusion_training", "reconstructions": "06_evaluation",
+    "forward": "04b_forward_model", "pipeline": "05_diffusion_training", "reconstructions": "06_evaluation",
 }  # fmt: skip
 
 
