@@ -273,6 +273,19 @@ def test_bad_input_is_refused_and_named(pipe, eeg, change, message):
         draw(pipe, **({"eeg": eeg} | change))
 
 
+def test_conditions_and_colours_that_cannot_be_are_refused(pipe, eeg):
+    for conditions in ("posterior", "forward"):
+        with pytest.raises(ValueError, match=f"conditions is '{conditions}': .* knows 'encoder'"):
+            draw(pipe, eeg, conditions=conditions)
+    embedding, maps = torch.zeros(1, EMBED), torch.zeros(1, 2, SIZE, SIZE)
+    with pytest.raises(
+        ValueError, match=r"colours have shape \(1, 3, 8, 8\), expected \(1, 3, 4, 4\)"
+    ):
+        pipe.generate(embedding, maps, colours=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="colours must lie in"):
+        pipe.generate(embedding, maps, colours=torch.full((1, 3, 4, 4), torch.nan))
+
+
 # schedulers
 
 
