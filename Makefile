@@ -105,7 +105,7 @@ notebooks: environment ## maintainers: put the results of the last make demo int
 	$(STRIP) notebooks/*.ipynb notebooks/experiments/*.ipynb
 
 lock: ## maintainers: renew requirements.lock from pyproject.toml (needs uv)
-	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile pyproject.toml --extra dev --extra live --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header -o requirements.lock
 
 clean: ## remove computed data, executed copies and caches; keeps raw data, tables, figures and .venv
