@@ -250,8 +250,6 @@ def test_posterior_over_pictures():
     np.testing.assert_allclose(w[0, 1] / w[0, 0], np.e)
     values = np.arange(3.0)[:, None]
     np.testing.assert_allclose(picture_posterior.posterior_mean(w, values), w @ values, rtol=1e-5)
-    best, _ = picture_posterior.choose_temperature(logs, lambda w: -w[0, 1])
-    assert best == 0.1
     assert (picture_posterior.effective_size(w) >= 1).all()
     favoured = picture_posterior.favour_categories(np.array([[0.4, 0.3, 0.3]]), np.array([0, 1, 1]))
     assert np.allclose(favoured, np.array([[0.16, 0.18, 0.18]]) / 0.52)

@@ -2,7 +2,6 @@ from . import ceilings
 from .model import ForwardError, ForwardModel, identify
 from .picture_features import PictureFeatures, components_for
 from .posterior import (
-    choose_temperature,
     effective_size,
     favour_categories,
     posterior_mean,

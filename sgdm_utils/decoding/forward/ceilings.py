@@ -7,11 +7,13 @@ answers (eye components, interpolated electrodes) is measured on training trials
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from sgdm_utils.signals.noise import NoiseError, NoiseModel
+from sgdm_utils.simulation.truth import Truth
 
 Filter = Callable[[np.ndarray], np.ndarray]
 
@@ -68,6 +70,39 @@ def filtered_templates(
     return result
 
 
+def cleaned_templates(
+    truth: Truth, image_ids: Sequence[str], times: np.ndarray, settings: Mapping[str, Any]
+) -> np.ndarray:
+    """Noise-free answers of a simulated person as notebook 01 leaves the trials, in microvolts.
+
+    Parameters
+    ----------
+    truth : Truth of the person
+    image_ids : sequence of str, pictures that were shown
+    times : array of shape (n_times,), seconds from onset, of the trials
+    settings : parameters of 01_preprocessing (`l_freq`, `h_freq`, `notch_hz`, `baseline`)
+
+    Returns
+    -------
+    float64 array of shape (n, n_channels, n_times); what eye components and interpolation took is
+    not in it, see `measured_gain`
+    """
+    from mne.filter import filter_data, notch_filter
+
+    sfreq = truth.sfreq
+
+    def filtered(samples: np.ndarray) -> np.ndarray:
+        if settings["notch_hz"]:
+            harmonics = np.arange(settings["notch_hz"], sfreq / 2, settings["notch_hz"])
+            samples = notch_filter(samples, sfreq, harmonics, verbose="error")
+        edges = settings["l_freq"] or None, settings["h_freq"] or None
+        return filter_data(samples, sfreq, *edges, verbose="error")
+
+    moments = np.arange(truth.brain.time_courses.shape[1]) / sfreq
+    answers = truth.evoked(list(image_ids), moments)
+    return filtered_templates(answers, sfreq, times, filtered, settings["baseline"])
+
+
 def measured_gain(averages: np.ndarray, templates: np.ndarray, noise: NoiseModel) -> float:
     """How much of the templates is in the averages: slope of the whitened averages on them.
 
@@ -122,26 +157,3 @@ def ideal_log_likelihood(
     b = noise.whiten(average - off).reshape(len(average), -1).astype(np.float64)
     p = noise.whiten(templates - expected).reshape(len(templates), -1).astype(np.float64)
     return n_repetitions * (b @ p.T - 0.5 * (p**2).sum(1))
-
-
-def ideal_posterior_mean(
-    log_likelihood: np.ndarray, values: np.ndarray, chosen: Sequence[int] | None = None
-) -> np.ndarray:
-    """Posterior mean over a large set of drawn pictures whose noise-free answers are known.
-
-    Parameters
-    ----------
-    log_likelihood : array of shape (n, n_set), `ideal_log_likelihood` with the set as gallery
-    values : array of shape (n_set, ...), e.g. silhouettes
-    chosen : int sequence, pictures of the set to use; default all
-
-    Returns
-    -------
-    float32 array of shape (n, ...); the mean minimises the squared error, threshold or argmax follow
-    """
-    rows = np.arange(len(values)) if chosen is None else np.asarray(chosen)
-    logs = log_likelihood[:, rows]
-    w = np.exp(logs - logs.max(1, keepdims=True))
-    w /= w.sum(1, keepdims=True)
-    some = np.asarray(values[rows], np.float32)
-    return np.tensordot(w.astype(np.float32), some, 1)

@@ -7,8 +7,6 @@ category) gets its posterior mean as a weighted mean. Nothing is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
 
@@ -157,24 +155,3 @@ def spread_out(weights: np.ndarray, largest: float = 0.1) -> np.ndarray:
         if weights.max(initial=0) <= 1.001 * largest:
             break
     return weights
-
-
-def choose_temperature(
-    log_likelihood: np.ndarray,
-    score: Callable[[np.ndarray], float],
-    tried: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.6, 1.0),
-) -> tuple[float, dict[float, float]]:
-    """Temperature with the highest score of the weights; give validation epochs.
-
-    Parameters
-    ----------
-    log_likelihood : array of shape (n, n_set)
-    score : callable, weights (n, n_set) to a number, larger is better
-
-    Returns
-    -------
-    best : float
-    scores : dict of temperature to score
-    """
-    scores = {t: float(score(posterior_weights(log_likelihood, t))) for t in tried}
-    return max(scores, key=scores.get), scores
