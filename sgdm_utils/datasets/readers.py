@@ -16,7 +16,7 @@ from typing import Any
 import mne
 import pandas as pd
 
-from sgdm_utils.datasets import bids, things_eeg1
+from sgdm_utils.datasets import bids, bids_recordings, things_eeg1
 from sgdm_utils.datasets.alljoined import forms
 from sgdm_utils.datasets.kilogram import pictures as kilogram_pictures
 from sgdm_utils.datasets.kilogram import recordings as kilogram_recordings
@@ -187,7 +187,7 @@ def read_raw(dataset: str, recording: Mapping[str, Any], root: Path) -> mne.io.B
     DatasetError
         Values whose size is not that of EEG in volts, or what the module of the form refuses.
     """
-    read = bids.read_recording if dataset in OWN else FORMS[dataset].module.read_raw
+    read = bids_recordings.read_recording if dataset in OWN else FORMS[dataset].module.read_raw
     raw, where = read(recording, root), str(Path(root) / recording["path"])
     check_magnitude(raw, where)
     return in_order(raw, recording["channels"], where) if "channels" in recording else raw

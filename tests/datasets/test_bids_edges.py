@@ -17,7 +17,7 @@ import pytest
 from bids_files import CAP, HEAD, MNI
 
 from sgdm_utils import signals
-from sgdm_utils.datasets import bids, readers
+from sgdm_utils.datasets import bids_recordings, readers
 from sgdm_utils.datasets.bids import EventMapping
 from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.errors import DatasetError
@@ -293,7 +293,9 @@ def test_what_mne_bids_writes_comes_back_to_the_digit(tmp_path):
     raw.set_montage(STANDARD_MONTAGE)
     where = mne_bids.BIDSPath(root=tmp_path, subject="01", task="see", datatype="eeg")
     mne_bids.write_raw_bids(raw, where, format="BrainVision", allow_preload=True, verbose="error")
-    read = bids.read_recording(bids.find_recordings(tmp_path).iloc[0], tmp_path)
+    read = bids_recordings.read_recording(
+        bids_recordings.find_recordings(tmp_path).iloc[0], tmp_path
+    )
     by_mne_bids = mne_bids.read_raw_bids(where, verbose="error")
     for ours, theirs in zip(read.info["chs"], by_mne_bids.info["chs"], strict=True):
         assert ours["loc"][:3].tolist() == theirs["loc"][:3].tolist()

@@ -11,7 +11,7 @@ import papermill
 import pytest
 from small_bids import CHANNELS, ONSETS, PICTURES, add_recording, channels_tsv, edit
 
-from sgdm_utils.datasets import bids, natural_order, readers
+from sgdm_utils.datasets import bids, bids_recordings, natural_order, readers
 from sgdm_utils.datasets.bids import EventMapping
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
@@ -79,13 +79,13 @@ def test_what_a_reader_does_not_heed_is_refused(tmp_path, dataset, name, asked):
 def test_a_channel_that_is_no_electrode_does_not_enter_the_reference(name, kind):
     info = mne.create_info(["Oz", name, "Cz"], 100.0, "eeg")
     raw = mne.io.RawArray(np.ones((3, 10)), info, verbose="error")
-    assert bids._types_by_name(raw) == {name: kind}
+    assert bids_recordings._types_by_name(raw) == {name: kind}
 
 
 def test_every_electrode_of_the_system_stays_one():
     names = mne.channels.make_standard_montage(STANDARD_MONTAGE).ch_names
     raw = mne.io.RawArray(np.ones((len(names), 2)), mne.create_info(names, 1.0, "eeg"), verbose=40)
-    assert bids._types_by_name(raw) == {}
+    assert bids_recordings._types_by_name(raw) == {}
 
 
 def test_eog_that_is_typed_eeg_is_said_and_left_out_of_the_eeg(tmp_path):
