@@ -22,7 +22,13 @@ from sgdm_utils.datasets.pauses import SEAM, carry_bad, find_pauses, mark_seams
 from sgdm_utils.datasets.positions import place_electrodes
 from sgdm_utils.datasets.same_signal import require_different
 from sgdm_utils.datasets.sidecars import entities, find_sidecar, read_tsv
-from sgdm_utils.datasets.tables import check_magnitude, check_signal, in_order, natural_order
+from sgdm_utils.datasets.tables import (
+    check_magnitude,
+    check_signal,
+    eeg_names,
+    in_order,
+    natural_order,
+)
 from sgdm_utils.datasets.unreadable import explain, json_problem
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.content import require_content
@@ -222,7 +228,6 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
     """
     path = Path(bids_root) / recording["path"]
     raw, _ = _open_recording(path, Path(bids_root))
-    eeg = mne.pick_types(raw.info, eeg=True, exclude=[])
     if "channels" in recording:
         raw = in_order(raw, recording["channels"], str(path))
     if preload:
@@ -234,7 +239,7 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
                 "Mark the good ones as good, or leave the recording out"
             )
         check_signal(raw.get_data(used), [raw.ch_names[i] for i in used], str(path))
-        bads = [raw.ch_names[i] for i in eeg if raw.ch_names[i] in raw.info["bads"]]
+        bads = [name for name in eeg_names(raw) if name in raw.info["bads"]]
         if bads:  # one NaN would spread to all channels through ICA and the reference
             raw.apply_function(lambda x: np.nan_to_num(x, posinf=0.0, neginf=0.0), picks=bads)
     return raw
@@ -244,7 +249,7 @@ def _types_by_name(raw: mne.io.BaseRaw) -> dict[str, str]:
     """Types of the channels that are typed EEG and whose names say that they are none."""
     return {
         name: kind
-        for name in (raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True, exclude=[]))
+        for name in eeg_names(raw)
         for kind, pattern in _NO_EEG.items()
         if re.fullmatch(pattern, name, re.IGNORECASE)
     }
@@ -264,7 +269,7 @@ def _open_recording(path: Path, root: Path) -> tuple[mne.io.BaseRaw, str]:
     if pauses:
         events = find_sidecar(path, root, "events.tsv")
         mark_seams(raw, path, pauses, read_tsv(events) if events else None)
-    if not len(mne.pick_types(raw.info, eeg=True, exclude=[])):
+    if not eeg_names(raw):
         raise DatasetError(
             f"{path}: no channel of type EEG; see the column `type` of its channels.tsv"
         )
@@ -305,7 +310,7 @@ def check_recordings(
                 f"{first.info['sfreq']:g} Hz. Resample one of them in the data set, or leave it "
                 "out (task, subjects)"
             )
-        names, expected = raw.copy().pick("eeg").ch_names, first.copy().pick("eeg").ch_names
+        names, expected = eeg_names(raw), eeg_names(first)
         if set(names) != set(expected):
             extra, missing = sorted(set(names) - set(expected)), sorted(set(expected) - set(names))
             raise DatasetError(
@@ -313,7 +318,7 @@ def check_recordings(
                 f"missing, {', '.join(extra) or 'none'} new. If a channel was renamed, give it "
                 "one name in the data file's header and in channels.tsv"
             )
-    channels = [first.copy().pick("eeg").ch_names for _ in positions]
+    channels = [eeg_names(first) for _ in positions]
     seams = [int((raw.annotations.description == SEAM).sum()) for raw in raws]
     return recordings.assign(channels=channels, positions=positions, seams=seams), raws
 

@@ -20,7 +20,13 @@ from sgdm_utils.datasets import bids, bids_recordings, things_eeg1
 from sgdm_utils.datasets.alljoined import forms
 from sgdm_utils.datasets.kilogram import pictures as kilogram_pictures
 from sgdm_utils.datasets.kilogram import recordings as kilogram_recordings
-from sgdm_utils.datasets.tables import EpochedSignal, StudyTables, check_magnitude, in_order
+from sgdm_utils.datasets.tables import (
+    EpochedSignal,
+    StudyTables,
+    check_epochs,
+    check_magnitude,
+    in_order,
+)
 from sgdm_utils.datasets.things_eeg2 import arrays, runs
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import pictures as stimuli_pictures
@@ -194,8 +200,16 @@ def read_raw(dataset: str, recording: Mapping[str, Any], root: Path) -> mne.io.B
 
 
 def read_epochs(dataset: str, recording: Mapping[str, Any], root: Path) -> EpochedSignal:
-    """Open the trials of one file that holds epochs; nothing is loaded."""
-    return FORMS[dataset].module.read_epochs(recording, root)
+    """Open the trials of one file that holds epochs; a few are looked at.
+
+    Raises
+    ------
+    DatasetError
+        Values whose size is not that of their unit, or what the module of the form refuses.
+    """
+    signal = FORMS[dataset].module.read_epochs(recording, root)
+    check_epochs(signal, str(Path(root) / recording["path"]))
+    return signal
 
 
 def picture_folder(dataset: str) -> str | None:

@@ -384,6 +384,37 @@ def test_a_seam_is_marked_where_the_events_count_samples(tmp_path, extension):
         study(tmp_path)
 
 
+# ----------------------------------------------------------------------------- bad stretches
+
+
+@pytest.mark.parametrize("where", ["events.tsv", "data file"])
+@pytest.mark.parametrize("text", ["BAD_cough", "bad", "Bad Interval/x"])
+def test_epochs_that_touch_a_bad_stretch_are_known(tmp_path, where, text):
+    """From 5.2 to 6.0 s; the row is no picture, and a concept called badger is no stretch."""
+    mark = (5.2, 0.8, text)
+    in_file = where == "data file"
+    pictures = [f"badger/p{i}.png" for i in range(12)]
+    path = write(
+        tmp_path, extension=".edf", annotations=[mark] if in_file else [], pictures=pictures
+    )
+    sidecar = path.with_name("sub-01_task-see_run-01_events.tsv")
+    table = pd.read_csv(sidecar, sep="\t").assign(trial_type="badger")
+    if not in_file:
+        table.loc[len(table)] = [5.2, 0.8, text, "n/a"]
+    files.write_tsv(sidecar, table)
+    for mapping in ({}, {"stimulus_column": "", "label_column": "trial_type"}):
+        tables, (raw,) = study(tmp_path, **mapping)
+        assert tables.events["onset_s"].tolist() == pytest.approx(ONSETS)
+        assert set(tables.events["concept"]) == {"badger"}
+        assert tables.notes["marked as bad"].startswith("0.8 s")
+    for tmin, tmax in ((-0.2, 0.6), (-2.0, 0.0), (0.0, 0.69)):
+        touching = signals.touches_bad(raw, tables.events["sample"], tmin, tmax)
+        expected = [o + tmin < 6.0 and o + tmax > 5.2 for o in ONSETS]
+        assert (
+            touching.tolist() == expected and 0 < sum(expected) < 4 or (tmin, tmax) == (0.0, 0.69)
+        )
+
+
 # --------------------------------------------------------------------------------- magnitude
 
 

@@ -264,6 +264,7 @@ def test_every_study_is_read_rightly_or_refused_with_advice_that_works(runs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
 @given(studies())
 @settings(max_examples=600, derandomize=True, **COMMON)
 def test_six_hundred_studies(runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import mne
 import numpy as np
@@ -13,6 +14,7 @@ from small_bids import CHANNELS, ONSETS, PICTURES, add_recording, channels_tsv, 
 
 from sgdm_utils.datasets import bids, bids_recordings, natural_order, readers
 from sgdm_utils.datasets.bids import EventMapping
+from sgdm_utils.datasets.tables import EpochedSignal
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import artifacts, paths
@@ -145,3 +147,20 @@ def test_the_notebooks_at_the_edges(tmp_path, tmp_study):
     ) as ended:
         execute(tmp_path, "02_encoder_pretraining")
     assert ended.value.exec_count <= 4  # before anything is trained
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale", "message"),
+    [("volts", 1e-5, ""), ("whitened", 1.0, ""), ("volts", 10.0, r"10\^6 times too large"),
+     ("whitened", 1e-5, "said to be whitened.* it is 1e-05"), ("whitened", 1e4, "it is 1e")],
+)  # fmt: skip
+def test_published_epochs_have_the_size_of_their_unit(monkeypatch, unit, scale, message):
+    data = scale * np.random.default_rng(0).normal(size=(40, 3, 100))
+    signal = EpochedSignal(data, ["O1", "Oz", "O2"], np.arange(100) / 100, unit)
+    module = SimpleNamespace(read_epochs=lambda recording, root: signal)
+    monkeypatch.setitem(readers.FORMS, "mine", readers.Form(module, "epochs", "stimuli", "mine"))
+    if message:
+        with pytest.raises(DatasetError, match=message):
+            readers.read_epochs("mine", {"path": "x.npy"}, ".")
+    else:
+        assert readers.read_epochs("mine", {"path": "x.npy"}, ".") is signal
