@@ -113,18 +113,17 @@ def find_losses(
     jump = np.append(0.0, np.diff(delay))
     lost = np.zeros(n, int)
     if abs(usual / SFREQ - 1) < 0.1:
-        while True:
-            rest = delay - np.cumsum(lost) / SFREQ
-            rise = _lasting(rest)
-            rise[jump < HALF_S / 2] = 0
-            rise[lost > 0] = 0
-            best = int(rise.argmax())
-            if rise[best] < HALF_S:
-                break
-            seconds = min(rise[best], max(jump[best], 2 * HALF_S))
-            # packets are lost whole; after a second without any the connection began anew
-            unit = PACKET if seconds < 1.0 else 1
-            lost[best] = unit * max(1, round(seconds * SFREQ / unit))
+        before = -1
+        while np.count_nonzero(lost) > before:  # losses near each other are found one by one
+            before = np.count_nonzero(lost)
+            rise = _lasting(delay - np.cumsum(lost) / SFREQ)
+            rise[(jump < HALF_S / 2) | (lost > 0)] = 0
+            while rise[best := int(rise.argmax())] >= HALF_S:
+                seconds = min(rise[best], max(jump[best], 2 * HALF_S))
+                # packets are lost whole; after a second without any the connection began anew
+                unit = PACKET if seconds < 1.0 else 1
+                lost[best] = unit * max(1, round(seconds * SFREQ / unit))
+                rise[max(0, best - 2 * _SIDE) : best + 2 * _SIDE] = 0
     rest = delay - np.cumsum(lost) / SFREQ
     fall = -_lasting(rest)
     fall[jump > -HALF_S / 2] = 0

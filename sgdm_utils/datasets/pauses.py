@@ -150,10 +150,10 @@ def bad_stretches(raw: mne.io.BaseRaw) -> np.ndarray:
 
 def carry_bad(raw: mne.io.BaseRaw, header: mne.io.BaseRaw) -> None:
     """Take over, in place, what the data file marks as bad and events.tsv does not repeat."""
-    if len(bad_stretches(raw)):
-        return
+    known = bad_stretches(raw)[:, 0]
     stretches = bad_stretches(header)
-    onset, stop = stretches[stretches[:, 1] > stretches[:, 0]].T
+    new = (np.abs(np.subtract.outer(stretches[:, 0], known)) > 2 / raw.info["sfreq"]).all(axis=1)
+    onset, stop = stretches[new & (stretches[:, 1] > stretches[:, 0])].T
     if len(onset):
         found = mne.Annotations(onset, stop - onset, "BAD", raw.annotations.orig_time)
         raw.set_annotations(raw.annotations + found, verbose="error")

@@ -198,7 +198,9 @@ def follow(message: str, runs: list[Run]) -> list[Run]:
         pieces = []
         first = 10 + 2 * i  # both runs may be paused, and their pieces are four
         for number, part in ((first, slice(0, sample)), (first + 1, slice(sample, None))):
-            inside = [k for k, o in enumerate(run.onsets) if (o * SFREQ < sample) == (number == first)]
+            inside = [
+                k for k, o in enumerate(run.onsets) if (o * SFREQ < sample) == (number == first)
+            ]
             onsets = tuple(run.onsets[k] - (part.start / SFREQ) for k in inside)
             name = f"{re.sub('_run-.*', '', run.name)}_run-{number}"
             files_of = tuple(run.stim_files[k] for k in inside)
