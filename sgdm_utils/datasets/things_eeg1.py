@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets import bids, bids_recordings, sidecars
-from sgdm_utils.datasets.pauses import find_pauses, mark_seams
+from sgdm_utils.datasets.pauses import BAD, find_pauses, mark_seams
 from sgdm_utils.datasets.tables import StudyTables
 from sgdm_utils.errors import DatasetError
 
@@ -139,8 +139,8 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
         See `bids_recordings.read_recording`.
     """
     raw = bids_recordings.read_recording(recording, Path(root))
-    pictures = raw.annotations.duration == STIMULUS_MS
-    raw.annotations.duration[pictures] = STIMULUS_MS / 1000
+    pictures = {text for text in raw.annotations.description if not BAD.fullmatch(text)}
+    raw.annotations.set_durations(dict.fromkeys(pictures, STIMULUS_MS / 1000))
     return raw
 
 
