@@ -1,4 +1,4 @@
-"""Recordings that were paused or cut, in files that put the pieces end to end.
+"""Recordings that were paused or cut, in files that put the pieces end to end; bad stretches.
 
 MNE reads them as if nothing was missing. What an onset after the pause means is then open (seconds
 on the clock, or samples of the file), and epochs and filters run across the seam. Where the column
@@ -26,6 +26,9 @@ from sgdm_utils.errors import DatasetError
 _CUT = re.compile(r"(Comment/)?(BAD |EDGE )?boundary|-99|BAD_ACQ_SKIP|New Segment.*", re.IGNORECASE)
 
 
+BAD = re.compile(
+    r"bad(?! boundary)([ _].*)?", re.IGNORECASE
+)  # MNE: "BAD_x", Brain Products: "Bad Interval/x"
 SEAM = "EDGE boundary"  # MNE's filters treat what lies before and behind it apart
 BESIDE_S = 1.0  # events this close to a seam are left out
 
@@ -130,6 +133,30 @@ def beside_seams(raw: mne.io.BaseRaw, sample: np.ndarray, margin_s: float) -> np
     at = raw.annotations.onset[raw.annotations.description == SEAM]
     distance = np.abs(np.subtract.outer(np.asarray(sample) / raw.info["sfreq"], at))
     return (distance < max(margin_s, BESIDE_S)).any(axis=1)
+
+
+def bad_stretches(raw: mne.io.BaseRaw) -> np.ndarray:
+    """List what is marked as bad ("BAD lost", "bad_cough"; not "badger").
+
+    Returns
+    -------
+    float array of shape (n_stretches, 2), start and end in seconds from the first sample
+    """
+    marks = raw.annotations
+    chosen = [bool(BAD.fullmatch(text)) for text in marks.description]
+    onset = np.asarray(marks.onset, float)[chosen]
+    return np.column_stack([onset, onset + np.asarray(marks.duration, float)[chosen]])
+
+
+def carry_bad(raw: mne.io.BaseRaw, header: mne.io.BaseRaw) -> None:
+    """Take over, in place, what the data file marks as bad and events.tsv does not repeat."""
+    known = bad_stretches(raw)[:, 0]
+    stretches = bad_stretches(header)
+    new = (np.abs(np.subtract.outer(stretches[:, 0], known)) > 2 / raw.info["sfreq"]).all(axis=1)
+    onset, stop = stretches[new & (stretches[:, 1] > stretches[:, 0])].T
+    if len(onset):
+        found = mne.Annotations(onset, stop - onset, "BAD", raw.annotations.orig_time)
+        raw.set_annotations(raw.annotations + found, verbose="error")
 
 
 def _record_gaps(path: Path, sfreq: float) -> list[Pause]:

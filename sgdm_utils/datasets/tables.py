@@ -150,6 +150,11 @@ def check_signal(data: np.ndarray, ch_names: list[str], where: str) -> None:
         )
 
 
+def eeg_names(raw: mne.io.BaseRaw) -> list[str]:
+    """Names of the EEG channels, bad ones included, in the order of the recording."""
+    return [raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True, exclude=[])]
+
+
 def in_order(raw: mne.io.BaseRaw, channels: Sequence[str], where: str) -> mne.io.BaseRaw:
     """Put the EEG channels of a recording into the order of the study; others keep their places.
 
@@ -161,7 +166,7 @@ def in_order(raw: mne.io.BaseRaw, channels: Sequence[str], where: str) -> mne.io
     DatasetError
         When the recording has other EEG channels than the study.
     """
-    eeg = [raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True, exclude=[])]
+    eeg = eeg_names(raw)
     if eeg == list(channels):
         return raw
     if sorted(eeg) != sorted(channels):
@@ -198,7 +203,34 @@ def check_magnitude(raw: mne.io.BaseRaw, where: str) -> None:
     n_samples = min(raw.n_times, max(2, round(raw.info["sfreq"])))
     starts = np.linspace(0, raw.n_times - n_samples, 20).astype(int)
     blocks = [raw.get_data(names, i, i + n_samples, verbose="error") for i in np.unique(starts)]
-    span = np.median([np.ptp(block, axis=1) for block in blocks], axis=0)
+    _check_span(np.median([np.ptp(block, axis=1) for block in blocks], axis=0), names, where)
+
+
+def check_epochs(signal: EpochedSignal, where: str) -> None:
+    """Refuse published epochs whose size is not that of what they are said to be.
+
+    Twenty trials are looked at: in volts as `check_magnitude` does, whitened ones by their standard
+    deviation, which the whitening of single trials makes 1.
+
+    Raises
+    ------
+    DatasetError
+    """
+    rows = np.unique(np.linspace(0, len(signal.data) - 1, 20).astype(int))
+    trials = np.asarray([signal.data[i] for i in rows], float)
+    if signal.unit == "volts":
+        _check_span(np.median(np.ptp(trials, axis=2), axis=0), signal.ch_names, where)
+        return
+    size = float(np.median(trials.std(axis=2)))
+    if np.isfinite(size) and not 0.01 < size < 100:
+        raise DatasetError(
+            f"{where}: trials are said to be whitened, which makes their standard deviation 1, and it "
+            f"is {size:.2g}. Were they saved in another unit? Take the file as it was published"
+        )
+
+
+def _check_span(span: np.ndarray, names: Sequence[str], where: str) -> None:
+    """Refuse spans of channels (volts, within a second) that are those of another unit."""
     if not np.isfinite(span).all() or not (span > 0).any():
         return  # `check_signal` says more of these
     typical = float(np.median(span[span > 0]))

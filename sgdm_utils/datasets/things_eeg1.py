@@ -1,6 +1,6 @@
 """THINGS-EEG1 (OpenNeuro ds003825): 50 people, 1,854 concepts, ten pictures a second.
 
-BIDS with BrainVision files, so `datasets` and `events` do the reading. What is its own are four
+BIDS with BrainVision files, so `bids` and `bids_recordings` do the reading. What is its own are four
 habits of its `events.tsv`: `duration` is 50 and means milliseconds, `stim` is a Windows path that
 starts with `stimuli\\`, numbers count from 0, and `sample` repeats the onset in samples. The pictures
 are not in the data set; they go to `stimuli/<concept>/<file>.jpg` of its folder.
@@ -20,8 +20,8 @@ import mne
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets import bids
-from sgdm_utils.datasets.pauses import find_pauses, mark_seams
+from sgdm_utils.datasets import bids, bids_recordings, sidecars
+from sgdm_utils.datasets.pauses import BAD, find_pauses, mark_seams
 from sgdm_utils.datasets.tables import StudyTables
 from sgdm_utils.errors import DatasetError
 
@@ -82,7 +82,7 @@ def tables(
     double = sorted({n for n in names if names.count(n) > 1})
     if double:
         raise DatasetError(f"subject {double[0]} is listed twice: name each once (subjects)")
-    recordings = bids.find_recordings(root, "rsvp", names)
+    recordings = bids_recordings.find_recordings(root, "rsvp", names)
     # derivatives/ repeats the same people, filtered
     recordings = recordings[recordings["path"].str.startswith("sub-")].reset_index(drop=True)
     gone = sorted(set(names) - set(recordings["subject"]))
@@ -98,13 +98,13 @@ def tables(
         )
     for path in recordings["path"]:  # first: MNE-BIDS reads the events too, and names no line
         _read_table(root / path)
-    recordings = bids.check_recordings(recordings, root)
+    recordings, _ = bids_recordings.check_recordings(recordings, root)
     parts, targets, pictures = [], 0, {}
     for _, recording in recordings.iterrows():
         part, n_targets = _read_events(recording, root, pictures, n_channels)
         parts.append(part)
         targets += n_targets
-    bids.refuse_copies(recordings, parts, root)
+    bids_recordings.refuse_copies(recordings, parts, root)
     shown = pd.concat(parts, ignore_index=True)
     shown["repetition"] = shown.groupby(["subject", "image_id"]).cumcount()
     images = bids.image_table(shown)
@@ -136,11 +136,11 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     Raises
     ------
     DatasetError, sgdm_utils.errors.ChannelError
-        See `bids.read_recording`.
+        See `bids_recordings.read_recording`.
     """
-    raw = bids.read_recording(recording, Path(root))
-    if len(raw.annotations):
-        raw.annotations.set_durations(STIMULUS_MS / 1000)
+    raw = bids_recordings.read_recording(recording, Path(root))
+    pictures = {text for text in raw.annotations.description if not BAD.fullmatch(text)}
+    raw.annotations.set_durations(dict.fromkeys(pictures, STIMULUS_MS / 1000))
     return raw
 
 
@@ -152,7 +152,7 @@ def _read_events(
     # checked before; MNE-BIDS would turn 24,648 rows into annotations again, which takes long
     raw = mne.io.read_raw_brainvision(path, verbose="error")
     channels = path.with_name(path.name.rsplit("_", 1)[0] + "_channels.tsv")
-    kinds = bids.read_tsv(channels).get("type") if channels.is_file() else None
+    kinds = sidecars.read_tsv(channels).get("type") if channels.is_file() else None
     n_eeg = len(raw.ch_names) if kinds is None else int((kinds == "EEG").sum())
     if n_channels and n_eeg != n_channels:
         raise DatasetError(
@@ -194,7 +194,7 @@ def _read_table(path: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
     sidecar = path.with_name(path.name.rsplit("_", 1)[0] + "_events.tsv")
     if not sidecar.is_file():
         raise DatasetError(f"{sidecar} is missing: nothing says when which picture was shown")
-    table = bids.read_tsv(sidecar)
+    table = sidecars.read_tsv(sidecar)
     missing = [c for c in COLUMNS if c not in table]
     if missing:
         raise DatasetError(
@@ -265,7 +265,7 @@ def _exclusions(root: Path, names: Sequence[str]) -> dict[str, str]:
     path = root / "participants.tsv"
     if not path.is_file():
         return {}
-    table = bids.read_tsv(path)
+    table = sidecars.read_tsv(path)
     if not {"participant_id", "exclude"} <= set(table):
         return {}
     flagged = pd.to_numeric(table["exclude"], errors="coerce").fillna(0) != 0

@@ -1,4 +1,4 @@
-from .epoching import choose_repetitions, cut_epochs
+from .epoching import choose_repetitions, cut_epochs, touches_bad
 from .files import Averages, TrialFile
 from .load import AveragingSampler, Unwhitened, load_trials, unwhitening
 from .noise import NoiseError, NoiseModel

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import mne
 import numpy as np
 
+from sgdm_utils.datasets.pauses import bad_stretches
 from sgdm_utils.errors import DatasetError
 
 PUBLISHED_CHANNELS = "^O *|^P *"  # O... and P..., case sensitive: occipital and parietal
@@ -166,6 +167,24 @@ def cut_epochs(
         else:
             append(epochs.copy())
     return out, times.copy()
+
+
+def touches_bad(raw: mne.io.BaseRaw, sample: np.ndarray, tmin: float, tmax: float) -> np.ndarray:
+    """Tell which epochs touch a stretch that is marked as bad ("BAD lost", see `pauses.BAD`).
+
+    Parameters
+    ----------
+    raw : mne.io.BaseRaw
+    sample : int array of shape (n_events,), index of each onset
+    tmin, tmax : float, seconds from onset
+
+    Returns
+    -------
+    bool array of shape (n_events,)
+    """
+    onset = np.asarray(sample)[:, None] / raw.info["sfreq"]
+    start, stop = bad_stretches(raw).T
+    return ((onset + tmin < stop) & (onset + tmax > start)).any(1)
 
 
 def published_channels(ch_names: Sequence[str]) -> list[int]:

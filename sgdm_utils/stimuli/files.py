@@ -67,6 +67,7 @@ def read_rgb(
                     f"{path} holds {file.n_frames} pictures: write the one that was shown"
                 )
             deep = any(re.search(r"(?<!BGR);16", str(tile[3])) for tile in file.tile)
+            white_is_zero = file.format == "TIFF" and file.tag_v2.get(262) == 0
             file.load()
             file = ImageOps.exif_transpose(file)
     except PictureError:
@@ -80,6 +81,8 @@ def read_rgb(
         raise PictureError(f"{path} has 16 bits and a transparent colour: export it as 8-bit RGBA")
     if file.mode.startswith("I;16"):
         file = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8))
+        if white_is_zero:  # Pillow 12 turns these values round in 8 bits only
+            file = ImageOps.invert(file)
     if file.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         raise PictureError(
             f"{path} is of mode {file.mode}: export it as 8-bit RGB, as it was shown"

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 from small_bids import CHANNELS, ONSETS, PICTURES, add_recording, channels_tsv, edit
 
-from sgdm_utils.datasets import bids, splits
+from sgdm_utils.datasets import bids, bids_recordings, splits
 from sgdm_utils.datasets.bids import EventMapping
 from sgdm_utils.datasets.splits import SplitError
 from sgdm_utils.errors import ChannelError, DatasetError
 
 
 def read_first(root: Path) -> mne.io.BaseRaw:
-    return bids.read_recording(bids.find_recordings(root).iloc[0], root)
+    return bids_recordings.read_recording(bids_recordings.find_recordings(root).iloc[0], root)
 
 
 # ------------------------------------------------------------------------- what is good
@@ -63,14 +63,16 @@ def test_samples_and_positions_survive(study):
 
 def test_one_subject_may_be_named_either_way(study):
     for name in ("sub-02", "02"):
-        assert bids.find_recordings(study, subjects=[name])["subject"].tolist() == ["sub-02"]
+        assert bids_recordings.find_recordings(study, subjects=[name])["subject"].tolist() == [
+            "sub-02"
+        ]
 
 
 def test_recordings_in_derivatives_are_no_second_recording(tmp_path):
     add_recording(tmp_path)
-    before = bids.find_recordings(tmp_path)
+    before = bids_recordings.find_recordings(tmp_path)
     shutil.copytree(tmp_path / "sub-01", tmp_path / "derivatives" / "cleaned" / "sub-01")
-    assert bids.find_recordings(tmp_path).equals(before)
+    assert bids_recordings.find_recordings(tmp_path).equals(before)
 
 
 def test_events_without_pictures_have_their_label(study):
@@ -178,7 +180,7 @@ def test_a_missing_column_is_named_with_the_closest(tmp_path):
 def test_a_wrong_onset_is_named(tmp_path, value, message):
     edit(add_recording(tmp_path), 2, "onset", value)
     with pytest.raises(DatasetError, match=message):
-        recording = bids.find_recordings(tmp_path).iloc[0]
+        recording = bids_recordings.find_recordings(tmp_path).iloc[0]
         raw = mne.io.RawArray(np.zeros((1, 2000)), mne.create_info(["x"], 100.0, "eeg"))
         bids.read_events(recording, tmp_path, EventMapping(), raw)
 
@@ -235,11 +237,11 @@ def test_a_truncated_recording_is_named(tmp_path):
 
 def test_a_wrong_folder_task_or_subject_is_named(study, tmp_path):
     with pytest.raises(DatasetError, match="is no BIDS data set"):
-        bids.find_recordings(tmp_path)
+        bids_recordings.find_recordings(tmp_path)
     with pytest.raises(DatasetError, match="no task 'hear'; there is see"):
-        bids.find_recordings(study, task="hear")
+        bids_recordings.find_recordings(study, task="hear")
     with pytest.raises(DatasetError, match="no recording of sub-07; there is sub-01, sub-02"):
-        bids.find_recordings(study, subjects=["sub-01", "sub-07"])
+        bids_recordings.find_recordings(study, subjects=["sub-01", "sub-07"])
 
 
 def test_a_mapping_that_says_nothing_is_refused():

@@ -17,7 +17,7 @@ import pytest
 from bids_files import CAP, HEAD, MNI
 
 from sgdm_utils import signals
-from sgdm_utils.datasets import bids, readers
+from sgdm_utils.datasets import bids_recordings, readers
 from sgdm_utils.datasets.bids import EventMapping
 from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.errors import DatasetError
@@ -293,7 +293,9 @@ def test_what_mne_bids_writes_comes_back_to_the_digit(tmp_path):
     raw.set_montage(STANDARD_MONTAGE)
     where = mne_bids.BIDSPath(root=tmp_path, subject="01", task="see", datatype="eeg")
     mne_bids.write_raw_bids(raw, where, format="BrainVision", allow_preload=True, verbose="error")
-    read = bids.read_recording(bids.find_recordings(tmp_path).iloc[0], tmp_path)
+    read = bids_recordings.read_recording(
+        bids_recordings.find_recordings(tmp_path).iloc[0], tmp_path
+    )
     by_mne_bids = mne_bids.read_raw_bids(where, verbose="error")
     for ours, theirs in zip(read.info["chs"], by_mne_bids.info["chs"], strict=True):
         assert ours["loc"][:3].tolist() == theirs["loc"][:3].tolist()
@@ -380,6 +382,37 @@ def test_a_seam_is_marked_where_the_events_count_samples(tmp_path, extension):
     files.write_tsv(sidecar, later)
     with pytest.raises(DatasetError, match="column `sample` of events.tsv"):
         study(tmp_path)
+
+
+# ----------------------------------------------------------------------------- bad stretches
+
+
+@pytest.mark.parametrize("where", ["events.tsv", "data file"])
+@pytest.mark.parametrize("text", ["BAD_cough", "bad", "Bad Interval/x"])
+def test_epochs_that_touch_a_bad_stretch_are_known(tmp_path, where, text):
+    """From 5.2 to 6.0 s; the row is no picture, and a concept called badger is no stretch."""
+    mark = (5.2, 0.8, text)
+    in_file = where == "data file"
+    pictures = [f"badger/p{i}.png" for i in range(12)]
+    path = write(
+        tmp_path, extension=".edf", annotations=[mark] if in_file else [], pictures=pictures
+    )
+    sidecar = path.with_name("sub-01_task-see_run-01_events.tsv")
+    table = pd.read_csv(sidecar, sep="\t").assign(trial_type="badger")
+    if not in_file:
+        table.loc[len(table)] = [5.2, 0.8, text, "n/a"]
+    files.write_tsv(sidecar, table)
+    for mapping in ({}, {"stimulus_column": "", "label_column": "trial_type"}):
+        tables, (raw,) = study(tmp_path, **mapping)
+        assert tables.events["onset_s"].tolist() == pytest.approx(ONSETS)
+        assert set(tables.events["concept"]) == {"badger"}
+        assert tables.notes["marked as bad"].startswith("0.8 s")
+    for tmin, tmax in ((-0.2, 0.6), (-2.0, 0.0), (0.0, 0.69)):
+        touching = signals.touches_bad(raw, tables.events["sample"], tmin, tmax)
+        expected = [o + tmin < 6.0 and o + tmax > 5.2 for o in ONSETS]
+        assert (
+            touching.tolist() == expected and 0 < sum(expected) < 4 or (tmin, tmax) == (0.0, 0.69)
+        )
 
 
 # --------------------------------------------------------------------------------- magnitude

@@ -196,8 +196,11 @@ def follow(message: str, runs: list[Run]) -> list[Run]:
     if "was paused or cut" in message:
         sample = int(re.search(r"before sample (\d+)", message)[1])
         pieces = []
-        for number, part in ((8, slice(0, sample)), (9, slice(sample, None))):
-            inside = [k for k, o in enumerate(run.onsets) if (o * SFREQ < sample) == (number == 8)]
+        first = 10 + 2 * i  # both runs may be paused, and their pieces are four
+        for number, part in ((first, slice(0, sample)), (first + 1, slice(sample, None))):
+            inside = [
+                k for k, o in enumerate(run.onsets) if (o * SFREQ < sample) == (number == first)
+            ]
             onsets = tuple(run.onsets[k] - (part.start / SFREQ) for k in inside)
             name = f"{re.sub('_run-.*', '', run.name)}_run-{number}"
             files_of = tuple(run.stim_files[k] for k in inside)
@@ -217,7 +220,7 @@ def follow(message: str, runs: list[Run]) -> list[Run]:
 
 def check(runs: list[Run]) -> None:
     """Write, read, follow the advice where it is refused, and compare with what was drawn."""
-    for _ in range(8):
+    for _ in range(16):  # a name, and for each of four pieces a unit and a picture
         root = Path(tempfile.mkdtemp())
         try:
             write(runs, root)
@@ -264,6 +267,7 @@ def test_every_study_is_read_rightly_or_refused_with_advice_that_works(runs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
 @given(studies())
 @settings(max_examples=600, derandomize=True, **COMMON)
 def test_six_hundred_studies(runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import mne
 import numpy as np
@@ -11,8 +12,9 @@ import papermill
 import pytest
 from small_bids import CHANNELS, ONSETS, PICTURES, add_recording, channels_tsv, edit
 
-from sgdm_utils.datasets import bids, natural_order, readers
+from sgdm_utils.datasets import bids, bids_recordings, natural_order, readers
 from sgdm_utils.datasets.bids import EventMapping
+from sgdm_utils.datasets.tables import EpochedSignal
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import artifacts, paths
@@ -79,13 +81,13 @@ def test_what_a_reader_does_not_heed_is_refused(tmp_path, dataset, name, asked):
 def test_a_channel_that_is_no_electrode_does_not_enter_the_reference(name, kind):
     info = mne.create_info(["Oz", name, "Cz"], 100.0, "eeg")
     raw = mne.io.RawArray(np.ones((3, 10)), info, verbose="error")
-    assert bids._types_by_name(raw) == {name: kind}
+    assert bids_recordings._types_by_name(raw) == {name: kind}
 
 
 def test_every_electrode_of_the_system_stays_one():
     names = mne.channels.make_standard_montage(STANDARD_MONTAGE).ch_names
     raw = mne.io.RawArray(np.ones((len(names), 2)), mne.create_info(names, 1.0, "eeg"), verbose=40)
-    assert bids._types_by_name(raw) == {}
+    assert bids_recordings._types_by_name(raw) == {}
 
 
 def test_eog_that_is_typed_eeg_is_said_and_left_out_of_the_eeg(tmp_path):
@@ -145,3 +147,20 @@ def test_the_notebooks_at_the_edges(tmp_path, tmp_study):
     ) as ended:
         execute(tmp_path, "02_encoder_pretraining")
     assert ended.value.exec_count <= 4  # before anything is trained
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale", "message"),
+    [("volts", 1e-5, ""), ("whitened", 1.0, ""), ("volts", 10.0, r"10\^6 times too large"),
+     ("whitened", 1e-5, "said to be whitened.* it is 1e-05"), ("whitened", 1e4, "it is 1e")],
+)  # fmt: skip
+def test_published_epochs_have_the_size_of_their_unit(monkeypatch, unit, scale, message):
+    data = scale * np.random.default_rng(0).normal(size=(40, 3, 100))
+    signal = EpochedSignal(data, ["O1", "Oz", "O2"], np.arange(100) / 100, unit)
+    module = SimpleNamespace(read_epochs=lambda recording, root: signal)
+    monkeypatch.setitem(readers.FORMS, "mine", readers.Form(module, "epochs", "stimuli", "mine"))
+    if message:
+        with pytest.raises(DatasetError, match=message):
+            readers.read_epochs("mine", {"path": "x.npy"}, ".")
+    else:
+        assert readers.read_epochs("mine", {"path": "x.npy"}, ".") is signal

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from small_bids import CHANNELS, ONSETS, PICTURES, add_recording
 
-from sgdm_utils.datasets import bids
+from sgdm_utils.datasets import bids, bids_recordings
 from sgdm_utils.datasets.alljoined import forms
 from sgdm_utils.datasets.same_signal import require_different
 from sgdm_utils.datasets.things_eeg2.design import CHANNELS as CAP
@@ -131,8 +131,8 @@ def test_a_copy_in_a_study_is_named_and_can_be_removed(tmp_path):
     """EDF in place of BrainVision, a second short, under another subject."""
     add_recording(tmp_path, "01", seed=1)
     add_recording(tmp_path, "02", seed=2)
-    first = bids.find_recordings(tmp_path).iloc[0]
-    raw = bids.read_recording(first, tmp_path).crop(0.5)
+    first = bids_recordings.find_recordings(tmp_path).iloc[0]
+    raw = bids_recordings.read_recording(first, tmp_path).crop(0.5)
     raw.set_annotations(mne.Annotations(ONSETS - 0.5, 0.1, ["image"] * len(ONSETS)))
     copy = mne_bids.BIDSPath(root=tmp_path, subject="03", task="see", run="01", datatype="eeg")
     mne_bids.write_raw_bids(raw, copy, format="EDF", allow_preload=True, verbose="error")

@@ -278,6 +278,14 @@ def test_a_new_segment_at_the_start_is_no_picture_and_one_in_the_middle_is_refus
             assert n == n_targets == 1
 
 
+def test_a_pause_in_a_source_file_is_named(copy_of):
+    root = copy_of(SOURCE)
+    marks = next(root.rglob("*ses-01_task-test_eeg.vmrk"))
+    marks.write_text(marks.read_text() + "Mk9999=New Segment,,500,1,0,20200101000000000000\n")
+    with pytest.raises(DatasetError, match="was paused or cut 1 times: before sample 499"):
+        tables(root, SOURCE)
+
+
 @pytest.mark.parametrize(
     ("suffix", "message"),
     [

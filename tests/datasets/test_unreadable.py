@@ -16,7 +16,7 @@ import pytest
 import scipy.io
 from small_bids import CHANNELS, PICTURES, add_recording, channels_tsv
 
-from sgdm_utils.datasets import bids
+from sgdm_utils.datasets import bids, bids_recordings
 from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.content import require_content
@@ -42,7 +42,7 @@ def root(written, tmp_path) -> Path:
 def read(root: Path) -> int:
     """Number of picture events; everything is opened and the samples are read."""
     recordings, events = bids.read_study(root, bids.EventMapping())
-    assert bids.read_recording(recordings.iloc[0], root).n_times == 2000
+    assert bids_recordings.read_recording(recordings.iloc[0], root).n_times == 2000
     return len(events)
 
 
@@ -132,12 +132,12 @@ def test_a_cause_is_named_and_its_remedy_helps(root, name, spoil, message, remed
 
 
 def test_channels_tsv_may_have_another_order_than_the_header(root):
-    before = bids.read_recording(bids.find_recordings(root).iloc[0], root)
+    before = bids_recordings.read_recording(bids_recordings.find_recordings(root).iloc[0], root)
     file = root / CHANNEL_TABLE
     header, *rows = file.read_text(encoding="utf-8-sig").splitlines()
     rows[1] = rows[1].replace("good", "bad")  # Cz
     file.write_text("\n".join([header, *rows[::-1]]))
-    raw = bids.read_recording(bids.find_recordings(root).iloc[0], root)
+    raw = bids_recordings.read_recording(bids_recordings.find_recordings(root).iloc[0], root)
     for name in CHANNELS:  # by name: samples, place and state are the same electrode's
         np.testing.assert_array_equal(raw.get_data(name), before.get_data(name))
         places = [r.info["chs"][r.ch_names.index(name)]["loc"][:3] for r in (raw, before)]
@@ -253,7 +253,7 @@ def test_matlab_7_3_is_read(eeglab):
             group[name].attrs["MATLAB_class"] = np.bytes_("double")
     with file.open("r+b") as stream:
         stream.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124, b" ") + b"\x00\x02IM")
-    raw = bids.read_recording(bids.find_recordings(eeglab).iloc[0], eeglab)
+    raw = bids_recordings.read_recording(bids_recordings.find_recordings(eeglab).iloc[0], eeglab)
     np.testing.assert_allclose(raw.get_data() * 1e6, expected, rtol=1e-6)
 
 
@@ -315,7 +315,7 @@ def test_a_run_whose_content_is_absent_is_not_left_out_in_silence(root):
     with pytest.raises(DatasetError, match=r"run-02_eeg\.vhdr is known by name only"):
         read(root)
     with pytest.raises(DatasetError, match="no task 'hear'"):  # of the chosen recordings only
-        bids.find_recordings(root, task="hear")
+        bids_recordings.find_recordings(root, task="hear")
 
 
 def test_a_link_to_nowhere_is_no_annex(root):

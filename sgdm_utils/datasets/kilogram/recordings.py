@@ -26,7 +26,7 @@ import mne
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets import bids, sidecars
+from sgdm_utils.datasets import bids, bids_recordings, sidecars
 from sgdm_utils.datasets.kilogram.figures import Tangram, read_svg
 from sgdm_utils.datasets.kilogram.pictures import read_json
 from sgdm_utils.datasets.tables import StudyTables
@@ -95,7 +95,7 @@ def tables(
     n_channels : int, refuse another number of EEG channels; None takes any
     task : str, "" where the data set has one only
     stimulus_column : str, column of events.tsv that names the figure; rows with `n/a` are left out
-    keep, margin_s : see `events.EventMapping`
+    keep, margin_s : see `bids.EventMapping`
 
     Returns
     -------
@@ -104,7 +104,7 @@ def tables(
     Raises
     ------
     DatasetError
-        Whatever `datasets` and `events` refuse, a missing session, another number of channels, a
+        Whatever `bids` and `bids_recordings` refuse, a missing session, another number of channels, a
         figure without a file (with its line), a file that `read_svg` refuses.
     """
     root = Path(root)
@@ -113,25 +113,25 @@ def tables(
     double = sorted({s for s in subjects or () if list(subjects).count(s) > 1})
     if double:
         raise DatasetError(f"subject {double[0]!r} is listed twice: name each once (subjects)")
-    recordings = bids.find_recordings(root, task or None, subjects)
+    recordings = bids_recordings.find_recordings(root, task or None, subjects)
     if sessions is not None:
-        recordings = bids.choose_sessions(recordings, sessions, root)
-    recordings = bids.check_recordings(recordings, root)
+        recordings = bids_recordings.choose_sessions(recordings, sessions, root)
+    recordings, raws = bids_recordings.check_recordings(recordings, root)
     if n_channels is not None:
-        bids.require_channels(recordings.iloc[0], root, n_channels)
+        bids_recordings.require_channels(recordings.iloc[0], root, n_channels)
     files = _figure_files(root / "stimuli")
     # the column names a figure, not always a file, so it is read as a label
     mapping = bids.EventMapping(None, stimulus_column, keep or {}, margin_s)
     parts = []
-    for _, recording in recordings.iterrows():
-        part = bids.read_events(recording, root, mapping)
+    for (_, recording), raw in zip(recordings.iterrows(), raws, strict=True):
+        part = bids.read_events(recording, root, mapping, raw)
         sidecar = sidecars.find_sidecar(root / recording["path"], root, "events.tsv")
         part["image_id"] = _figure_names(part["concept"], files, sidecar, mapping)
         part.insert(0, "trial", np.arange(len(part)))
         for column in ("run", "session", "subject"):
             part.insert(0, column, recording[column])
         parts.append(part)
-    bids.refuse_copies(recordings, parts, root)
+    bids_recordings.refuse_copies(recordings, parts, root)
     shown = pd.concat(parts, ignore_index=True)
     shown["repetition"] = shown.groupby(["subject", "image_id"]).cumcount()
     shown["stim_file"] = shown["image_id"].map(lambda name: files[name][0])
@@ -141,7 +141,7 @@ def tables(
     shown["concept"] = shown["image_id"].map(first_name)
     images = bids.image_table(shown)
     images["partition"], why = _partition(images["image_id"], root)
-    shown.attrs["left_out"] = sum(part.attrs["left_out"] for part in parts)
+    shown.attrs = bids.gather(parts)
     notes = bids.reading_notes(recordings, shown, root) | {
         "figures": len(images),
         "figures_that_are_no_regular_tangram": {n: f.note for n, f in figures.items() if f.note},
@@ -153,8 +153,8 @@ def tables(
 
 
 def read_raw(recording: Any, root: Path) -> mne.io.BaseRaw:
-    """Read one recording of `tables`, checked; see `bids.read_recording`."""
-    return bids.read_recording(recording, root)
+    """Read one recording of `tables`, checked; see `bids_recordings.read_recording`."""
+    return bids_recordings.read_recording(recording, root)
 
 
 def _figure_files(folder: Path) -> dict[str, list[str]]:

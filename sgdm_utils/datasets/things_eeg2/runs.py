@@ -24,8 +24,10 @@ import numpy as np
 import pandas as pd
 import scipy.io
 
-from sgdm_utils.datasets import bids
-from sgdm_utils.datasets.bids import EEG_EXTENSIONS, read_recording, read_tsv
+from sgdm_utils.datasets import bids_recordings
+from sgdm_utils.datasets.bids_recordings import EEG_EXTENSIONS, read_recording
+from sgdm_utils.datasets.pauses import find_pauses, mark_seams
+from sgdm_utils.datasets.sidecars import read_tsv
 from sgdm_utils.datasets.tables import StudyTables, check_signal, natural_order
 from sgdm_utils.datasets.things_eeg2.design import (
     CHANNELS,
@@ -199,11 +201,13 @@ def _header(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     """Open a recording for its channels, rate and length; nothing is loaded."""
     raw = _open(recording, root)
     if recording["form"] == "things_eeg2_source":
+        path = root / recording["path"]
+        mark_seams(raw, path, find_pauses(path, raw))
         return raw
     # not read_recording: it turns thousands of events into annotations, 0.4 s for each run
     path = mne_bids.get_bids_path_from_fname(root / recording["path"])
-    bids.check_channel_table(path)
-    bids.check_duration(raw, path)
+    bids_recordings.check_channel_table(path)
+    bids_recordings.check_duration(raw, path)
     sidecar = path.find_matching_sidecar("channels", ".tsv", on_error="ignore")
     if sidecar is not None:
         table = read_tsv(Path(sidecar))
