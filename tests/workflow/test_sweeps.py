@@ -9,7 +9,7 @@ import pytest
 from fake_study import FakeProject
 
 from sgdm_utils.workflow import config as study_config
-from sgdm_utils.workflow import paths
+from sgdm_utils.workflow import digest_file, paths
 
 SWEEP = """
 sweep: friday
@@ -78,7 +78,11 @@ def test_a_sweep_runs_and_later_only_what_changed(project):
     with (reports / "tables/sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["sweep_condition"], r["value"]) for r in rows] == [("all", "4"), ("large", "9")]
-    assert "Missing" not in (reports / "index.html").read_text()
+    page = (reports / "index.html").read_text()
+    assert "Missing" not in page
+    assert digest_file(project.root / "requirements.lock") in page
+    jobs = re.findall(r"<td>(\S+) 00_data<td>fresh<td>0:\d\d<td>\d+<", page)
+    assert jobs == ["friday-all", "friday-large"]
     assert planned(project)[0] == {}
 
     project.write_config(extra="until: 02_encoder_pretraining")
