@@ -25,7 +25,7 @@ PYTHON = shlex.quote(sys.executable)
 # all cores of the node.
 GIVEN = os.environ.get("SLURM_CPUS_PER_TASK")
 THREADS = " ".join(
-    f"export {name}={shlex.quote(value)};" if (value := os.environ.get(name, GIVEN)) else f"unset {name};"
+    f"export {name}={shlex.quote(value)};" if (value := os.environ.get(name) or GIVEN) else f"unset {name};"
     for name in (
         *("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
         *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),

@@ -55,7 +55,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 def missing() -> str:
     """Say what is not installed, "" where a cluster can be started."""
-    programs = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol")
+    programs = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
     absent = [name for name in programs if not shutil.which(name, path=_SBIN)]
     if absent:
         return f"no {', '.join(absent)}: apt-get install slurmctld slurmd slurm-client munge"
@@ -75,6 +75,13 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         sockets are short: at most about 90 characters.
     """
     environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _SBIN}
+    # the engine's plugin (jobstep 0.6.1) takes SLURM_CONF out of the environment of the srun in a job
+    wrapper = folder / "bin" / "srun"
+    wrapper.parent.mkdir()
+    srun = shutil.which("srun", path=_SBIN)
+    wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {srun} "$@"\n')
+    wrapper.chmod(0o755)
+    environment["PATH"] = f"{wrapper.parent}{os.pathsep}{_SBIN}"
     folder.chmod(0o755)
     for name in ("state", "spool-n1", "spool-n2"):
         (folder / name).mkdir()
