@@ -89,12 +89,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 1 when a part of the sweep is missing."""
     parser = argparse.ArgumentParser(prog="python -m sgdm_utils sweep", description=__doc__)
     parser.add_argument("sweep", help="a file in config/sweeps/")
+    parser.add_argument("--list", action="store_true", help="name its studies and stop")
     options = parser.parse_args(arguments)
     try:
         sweep = load_sweep(options.sweep)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
+    if options.list:
+        print(*(study.study for study in sweep.members.values()), sep="\n")
+        return 0
     missing = gather(sweep)
     for part in missing:
         print(f"{part['step']}: {part['why']}", file=sys.stderr)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
+import subprocess
+import sys
 
 import pytest
+import yaml
 from fake_study import FakeProject
 
 from sgdm_utils.workflow import config as study_config
@@ -136,6 +139,29 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_runs(project, old, n
     for part in expected:
         assert part in done.stderr
     assert not (project.root / "reports").exists()
+
+
+def test_the_pods_of_a_job_share_a_sweep(project, tmp_path):
+    """Each index names one study; the command of the Job runs as it stands, with a stand-in for python."""
+    (job,) = yaml.safe_load_all((paths.config_dir() / "profiles/kubernetes.yaml").read_text())
+    assert job["spec"]["completions"] == len(study_config.load_sweep("cleaning").members)
+    (pod,) = job["spec"]["template"]["spec"]["containers"]
+    script = tmp_path / "python"
+    script.write_text(
+        f'#!/bin/sh\n[ "$2" = snakemake ] && echo "$@" || exec {sys.executable} "$@"\n'
+    )
+    script.chmod(0o755)
+    for index, name in enumerate(("friday-all", "friday-large")):
+        environment = project.environment() | {
+            "SWEEP": "friday",
+            "JOB_COMPLETION_INDEX": str(index),
+        }
+        environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+        command = [*pod["command"], *pod["args"]]
+        done = subprocess.run(
+            command, cwd=project.root, env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.split()[-1] == f"study={name}", done.stderr
 
 
 def test_every_committed_sweep_is_valid():
