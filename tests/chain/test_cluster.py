@@ -104,7 +104,7 @@ def check(reports: Path, killed: str, moved: str, drained: str) -> None:
 
 def test_a_miniature_with_two_seeds_that_share_the_cards(cluster, tmp_path):
     project = FakeProject.create(tmp_path / "project")
-    project.write_config(seeds="[0, 3]")
+    project.write_config(seeds="[0, 3]", extra="until: 04_structure_decoding")
     project.edit_notebook(
         "03_contrastive_alignment", "values =", "__import__('time').sleep(20)\nvalues ="
     )
