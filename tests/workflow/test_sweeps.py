@@ -141,6 +141,22 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_runs(project, old, n
     assert not (project.root / "reports").exists()
 
 
+def test_the_page_of_a_sweep_says_why_a_step_failed(project):
+    log = project.root / "reports/friday-all/logs/joint_00_data.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        "2026-01-02T03:04:05Z failed\n[00_data] failed in cell In [3]\nValueError: <b>\n"
+    )
+    done = project.python("-m", "sgdm_utils", "sweep", "friday")
+    assert done.returncode == 1 and "friday-all 00_data: [00_data] failed in cell" in done.stderr
+    page = (project.root / "reports/friday/index.html").read_text()
+    assert (
+        "<th>friday-all 00_data<td>[00_data] failed in cell In [3]\nValueError: &lt;b&gt;" in page
+    )
+    assert "<td>friday-all 00_data<td>failed<td><td>" in page
+    assert "<td>friday-large 00_data<td>missing<td><td>" in page
+
+
 def test_the_pods_of_a_job_share_a_sweep(project, tmp_path):
     """Each index names one study; the command of the Job runs as it stands, with a stand-in for python."""
     (job,) = yaml.safe_load_all((paths.config_dir() / "profiles/kubernetes.yaml").read_text())
