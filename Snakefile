@@ -181,8 +181,7 @@ for step in PLAN:
             content(step),
             page(step),
         log:
-            str(step.executed),
-            str(run.log_of(step)),
+            str(step.executed),  # (removed by the engine before each attempt, so not the place for `run.log_of`)
         params:
             command=step.command.removeprefix("python "),
         threads: 1 if step.subject else CORES

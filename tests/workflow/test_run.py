@@ -264,6 +264,19 @@ def test_the_graph_plans_every_committed_study(study, tmp_path):
     assert int(planned[0]) == n_steps + 1  # "all" is a job, too
 
 
+@pytest.mark.parametrize(("settings", "card"), [([], "gpu=1"), (["card=shard:1"], "gres=shard:1")])
+def test_a_cluster_is_asked_for_cards_memory_and_time(project, settings, card):
+    done = project.snakemake("--dry-run", "--config", "study=demo", *settings)
+    found = dict(re.findall(r"^rule ([\w-]+):.*?^    resources: (.*?)$", done.stdout, re.M | re.S))
+    wants = {name.split("_")[0] for name, text in found.items() if card in text.split(", ")}
+    assert wants == {"02", "03", "04", "05", "06"}, done.stderr
+    assert all("tasks=1" in found[name] for name in found if name[:2] in wants and name[2] != "b")
+    assert "mem_mb=32000" in found["05_diffusion_training_seed0"]
+    steps = {name: text for name, text in found.items() if name != "all"}
+    assert len(steps) == 10
+    assert all("mem_mb=" in text and "runtime=" in text for text in steps.values())
+
+
 @pytest.mark.parametrize("threads", ["3", None])
 def test_the_graph_leaves_the_number_of_threads_alone(project, monkeypatch, threads):
     """Snakemake would let every notebook compute with one thread."""
@@ -345,6 +358,8 @@ def test_a_failing_notebook_stops_the_graph_keeps_the_old_result_and_runs_again(
     complete.edit_notebook("04_structure_decoding", 'assert 0, "no lines"\n', "")
     done = complete.snakemake("--quiet", "all", "--until", "04_structure_decoding_seed0")
     assert (done.returncode, ran(done)) == (0, ["04_structure_decoding seed 0"]), done.stderr
+    words = [text.split()[0] for text in records(complete, "joint_seed-0_04_structure_decoding")]
+    assert words == ["started", "done", "started", "failed", "started", "done"]
 
 
 def everything(root):
