@@ -3,6 +3,7 @@
 # without one, .venv is created.
 STUDY ?= demo
 SEED ?= 0
+KILLS ?= 200
 PYTHON ?= python3
 UV ?= uv
 RESOURCES :=
@@ -24,7 +25,7 @@ ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 export XDG_CACHE_HOME ?= $(or $(SGDM_DATA),$(CURDIR)/data)/cache
 endif
 
-.PHONY: help demo smoke study sweep sweep-plan status verify seeds evaluate experiments test test-all lint unit benchmark lab report notebooks lock clean environment
+.PHONY: help demo smoke study sweep sweep-plan status verify seeds evaluate experiments test test-all test-cluster stress lint unit benchmark lab report notebooks lock clean environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -83,6 +84,12 @@ test-all: lint ## the same, long tests, and every committed notebook executed an
 	$(PY) -m pytest tests -n 2 --dist loadfile
 	$(PY) tests/chain/check_notebooks.py
 
+test-cluster: environment ## a miniature and the small study on a real Slurm, with a killed job and a drained node; says so where there is none
+	$(PY) -m pytest tests/chain/test_cluster.py
+
+stress: environment ## 200 random kills of the small study, compared byte for byte (hours): make stress KILLS=200
+	$(PY) tests/stress/kills.py --kills $(KILLS) --folder data/derived/.stress
+
 lint: environment
 	$(PY) -m ruff check $(CODE)
 	$(PY) -m ruff format --check $(CODE)
@@ -109,7 +116,7 @@ lock: ## maintainers: renew requirements.lock from pyproject.toml (needs uv)
 		--no-emit-index-url --no-header -o requirements.lock
 
 clean: ## remove computed data, executed copies and caches; keeps raw data, tables, figures and .venv
-	rm -rf data/derived reports/*/executed .snakemake .pytest_cache .ruff_cache
+	rm -rf data/derived reports/*/executed reports/*/logs .snakemake .pytest_cache .ruff_cache
 
 environment:
 	@if [ "$(ENV)" = .venv ] && [ ! -x .venv/bin/python ]; then \

@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import tempfile
+import time
 
 from sgdm_utils.workflow import artifacts, locks, paths, run, status
 from sgdm_utils.workflow import config as study_config
@@ -20,9 +21,11 @@ from sgdm_utils.workflow import config as study_config
 
 PYTHON = shlex.quote(sys.executable)
 # The engine would tell every job to compute with as many threads as its rule has. Here a notebook uses what it
-# finds, or what these variables said before the engine started.
+# finds, or what these variables said before the engine started; on a cluster as many as the job was given, where it may see
+# all cores of the node.
+GIVEN = os.environ.get("SLURM_CPUS_PER_TASK")
 THREADS = " ".join(
-    f"export {name}={shlex.quote(os.environ[name])};" if name in os.environ else f"unset {name};"
+    f"export {name}={shlex.quote(value)};" if (value := os.environ.get(name) or GIVEN) else f"unset {name};"
     for name in (
         *("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
         *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
@@ -31,10 +34,13 @@ THREADS = " ".join(
 # People are prepared side by side. A training counts as two cores, so that on a laptop it has the machine,
 # unless it was told to compute with fewer threads.
 CORES = int(os.environ.get("OMP_NUM_THREADS", "2").split(",")[0] or 2)
-# For clusters: who computes on a card, memory (MB) and time (minutes), both doubled when a job has to be repeated.
+# For clusters: who computes on a card (on a part of one: --config card=shard:1), memory (MB) and time (minutes), both
+# doubled when a job has to be repeated.
+CARD = {"gres": str(config["card"])} if "card" in config else {"gpu": 1}
 GPU = {"encoder_pretrained", "encoder", "structure", "pipeline", "reconstructions"}
 NEEDS = {"data": (8000, 120), "pipeline": (32000, 720), "reconstructions": (32000, 480), "report": (8000, 60)}
 
+STARTED = time.time()
 ENGINE = workflow.is_main_process and not workflow.output_settings.dryrun
 try:
     SWEEP = study_config.load_sweep(str(config["sweep"])) if "sweep" in config else None
@@ -110,6 +116,7 @@ def states():
 
 STATES = {}
 TABLE = str(paths.report_dir(NAME) / "tables" / "sweep.csv")
+SWEEP_PAGE = str(paths.report_dir(NAME) / "index.html")
 
 
 def inputs(step):
@@ -138,7 +145,7 @@ rule all:
     input:
         [content(step) for step in PLAN],
         [made for step in PLAN for made in page(step)],
-        [TABLE] if SWEEP else [],
+        [TABLE, SWEEP_PAGE] if SWEEP else [],
 
 
 if SWEEP:
@@ -151,9 +158,16 @@ if SWEEP:
             ancient(str(SWEEP.path)),
         output:
             TABLE,
+            SWEEP_PAGE,
         localrule: True
         shell:
             "{PYTHON} -m sgdm_utils sweep {NAME}"
+
+
+onerror:  # the last words on the console, also where other jobs went on
+    for step in PLAN:
+        if told := run.last_failure(step, STARTED):
+            print(told, file=sys.stderr)
 
 
 for step in PLAN:
@@ -167,7 +181,7 @@ for step in PLAN:
             content(step),
             page(step),
         log:
-            str(step.executed),
+            str(step.executed),  # (removed by the engine before each attempt, so not the place for `run.log_of`)
         params:
             command=step.command.removeprefix("python "),
         threads: 1 if step.subject else CORES
@@ -175,6 +189,6 @@ for step in PLAN:
         resources:
             mem_mb=needs(step, 0),
             runtime=needs(step, 1),
-            **({"gpu": 1, "tasks": 1} if step.stage in GPU else {}),
+            **({**CARD, "tasks": 1} if step.stage in GPU else {}),
         shell:
             "{THREADS} export {locks.ENGINE}=1; {PYTHON} {params.command}"

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sgdm_utils.workflow import atomic
@@ -34,7 +35,8 @@ class TrainingState:
     identity : mapping of str to what JSON can hold; parameters and digests of inputs that decide
         the result of the training
     parts : mapping of str to objects with `state_dict` and `load_state_dict` (modules, optimisers,
-        schedules, moving averages) or torch.Generator
+        schedules, moving averages), torch.Generator or numpy.random.Generator. The generators that
+        torch keeps for everybody, from which dropout draws, are always among them.
 
     Examples
     --------
@@ -54,15 +56,15 @@ class TrainingState:
         if not parts:
             raise ValueError("nothing to save: name the model, the optimiser, the generators")
         for name, part in parts.items():
-            known = isinstance(part, torch.Generator) or (
+            known = isinstance(part, torch.Generator | np.random.Generator) or (
                 hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
             )
             if not known:
                 raise TypeError(
-                    f"{name} is a {type(part).__name__}: a part of a training state is a "
-                    "torch.Generator or has state_dict and load_state_dict"
+                    f"{name} is a {type(part).__name__}: a part of a training state is a generator "
+                    "of torch or numpy or has state_dict and load_state_dict"
                 )
-        self.path, self.parts = Path(path), parts
+        self.path, self.parts = Path(path), parts | {"generators of torch": _CommonGenerators()}
         # through JSON and back, so that what is compared is what can be stored
         self.identity = json.loads(json.dumps(dict(identity), sort_keys=True))
 
@@ -141,15 +143,14 @@ class TrainingState:
         self.path.unlink(missing_ok=True)
 
     def _states(self) -> dict[str, Any]:
-        return {
-            name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-            for name, part in self.parts.items()
-        }
+        return {name: _get_state(part) for name, part in self.parts.items()}
 
     def _load(self, states: Mapping[str, Any]) -> None:
         for name, part in self.parts.items():
             if isinstance(part, torch.Generator):
                 part.set_state(states[name])
+            elif isinstance(part, np.random.Generator):
+                part.bit_generator.state = states[name]
             else:
                 part.load_state_dict(states[name])
 
@@ -159,6 +160,29 @@ class TrainingState:
             StateIgnored,
             stacklevel=3,
         )
+
+
+class _CommonGenerators:
+    """The generators that torch keeps for everybody: of the processor and of the present card."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states["cuda"] = torch.cuda.get_rng_state()
+        return states
+
+    def load_state_dict(self, states: Mapping[str, torch.Tensor]) -> None:
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
+
+
+def _get_state(part: Any) -> Any:
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    if isinstance(part, np.random.Generator):
+        return part.bit_generator.state
+    return part.state_dict()
 
 
 def _check_digest(path: Path) -> None:

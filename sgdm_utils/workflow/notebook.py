@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sgdm_utils.workflow import artifacts, atomic, config, paths, raw
+from sgdm_utils.workflow import artifacts, atomic, config, digests, paths, raw
 from sgdm_utils.workflow.artifacts import Artifact
 
 
@@ -69,6 +70,17 @@ class Run:
     def beside(self, name: str) -> Path:
         """Return a folder beside the results for what a notebook keeps for its own next run."""
         return self.folder.parent / name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides a training of this notebook: parameters, what was read, code, locked packages."""
+        inputs = {artifact.label: artifact.content_digest for artifact in self.inputs}
+        code = digests.notebook_code_digest(self.notebook)
+        return self.parameters | inputs | {"code": code}
+
+    def state_file(self, training: str) -> Path:
+        """Return the path of the state of a training; `write` removes it when the result is there."""
+        return self.beside(f"{self.stage}_training") / f"{training}.pt"
 
     def read(self, stage: str, subject: str | None = None, *, verify: bool = False) -> Artifact:
         """Open the result of another notebook, and remember it as an input of this one.
@@ -134,6 +146,7 @@ class Run:
             if self.stage == "data" and (notes or {}).get("raw_root") and not made_here:
                 people = notes["subjects"]
                 recording |= raw.describe(notes["raw_root"], people, signals=False)
+        shutil.rmtree(self.state_file("").parent, ignore_errors=True)
         print("written:", paths.relative(self.folder))
 
     def finish(self, reason: str) -> None:

@@ -3,7 +3,8 @@
 ``python -m sgdm_utils run 01_preprocessing --study demo --subject sub-01``
 
 The notebook's parameters come from ``config/<study>.yaml``; the executed copy, also of a run that
-failed, is kept in ``reports/<study>/executed``. ``--list`` shows what a study consists of.
+failed, is kept in ``reports/<study>/executed``, and what became of every attempt, with its time and
+peak memory, in ``reports/<study>/logs``. ``--list`` shows what a study consists of.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import errno
 import logging
 import os
+import platform
 import re
 import shutil
 import signal
@@ -22,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +39,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _HEADING = re.compile(r"^#{1,4}\s+(.+?)\s*#*$", re.MULTILINE)
 _SAMPLE_EVERY_S = 0.5
 _PATIENCE_S = 20.0
+_RECORD = re.compile(r"^\d{4}-\d\d-\d\dT[\d:]+Z ", re.MULTILINE)
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 #: Full disks in the words of the system, of numpy (`tofile`) and of torch (`save`).
 _FULL = re.compile(
@@ -113,7 +117,11 @@ def _execute(config: StudyConfig, step: Step, label: str) -> Path:
     # The kernel imports this copy of the package, also where another checkout is installed.
     search = [str(paths.project_root()), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
-    started, failure = time.time(), None
+    started, failure, peak = time.time(), None, [0]
+    _record(
+        step,
+        f"started on {os.environ.get('SLURMD_NODENAME') or platform.node()}, process {os.getpid()}: {step.command}",
+    )
     try:
         with _memory_of_children() as peak:
             papermill.execute_notebook(
@@ -144,6 +152,9 @@ def _execute(config: StudyConfig, step: Step, label: str) -> Path:
             f"{peak[0] / 1e9:.1f} GB. If that is about what this machine has, it ran out "
             "of memory: choose smaller batches or fewer pictures in the study's configuration"
         )
+    except BaseException as error:
+        _record(step, f"stopped by {type(error).__name__} {error}".strip())
+        raise
     finally:
         if running.is_file():
             notebook = nbformat.read(running, as_version=4)
@@ -152,11 +163,44 @@ def _execute(config: StudyConfig, step: Step, label: str) -> Path:
             os.replace(running, target)
     if not failure and step.stage in paths.STAGES:
         failure = _nothing_new(step, started)
-    if failure:
-        raise NotebookFailed(f"{failure}\nExecuted copy: {paths.relative(target)}")
     took = f"{clock(time.time() - started)}, peak {peak[0] / 1e9:.1f} GB"
+    if failure:
+        failure += f"\nAfter {took}. Executed copy: {paths.relative(target)}"
+        _record(step, f"failed\n{failure}")
+        raise NotebookFailed(failure)
+    _record(step, f"done in {took}")
     print(f"[{label}] done in {took}", file=sys.stderr)
     return target
+
+
+def log_of(step: Step) -> Path:
+    """Return the file that holds what became of every attempt at a step."""
+    return paths.report_dir(step.study) / "logs" / f"{step.executed.stem}.log"
+
+
+def last_failure(step: Step, since: float = 0.0) -> str | None:
+    """Return the message of a step whose last attempt failed, None for all others.
+
+    Parameters
+    ----------
+    step : Step
+    since : float
+        Attempts before this time, in seconds since 1970, do not count.
+    """
+    log = log_of(step)
+    if not log.is_file() or log.stat().st_mtime < since:
+        return None
+    last = _RECORD.split(log.read_text(encoding="utf-8"))[-1]
+    return last.removeprefix("failed\n").rstrip() if last.startswith("failed\n") else None
+
+
+def _record(step: Step, text: str) -> None:
+    """Add what happened to the log of a step; a log that cannot be written stops nothing."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    with contextlib.suppress(OSError):
+        log_of(step).parent.mkdir(parents=True, exist_ok=True)
+        with log_of(step).open("a", encoding="utf-8") as file:
+            file.write(f"{now} {text}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

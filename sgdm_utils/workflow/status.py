@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgdm_utils.workflow import artifacts, paths
+from sgdm_utils.workflow import artifacts, paths, run
 from sgdm_utils.workflow import config as study_config
 from sgdm_utils.workflow.config import ConfigError, Step, StudyConfig
 
@@ -28,15 +28,16 @@ class State:
     step : Step
     why : str
         Empty for a fresh result, ``"missing"``, or why it would be computed anew.
-    seconds, megabytes : float or None
-        What its last run took and what it left, or that of the same notebook for another person or
-        seed; None where it never ran.
+    seconds, megabytes, peak_megabytes : float or None
+        What its last run took, what it left on the disk, and the memory it needed at most, or that
+        of the same notebook for another person or seed; None where it never ran.
     """
 
     step: Step
     why: str
     seconds: float | None = None
     megabytes: float | None = None
+    peak_megabytes: float | None = None
 
     @property
     def word(self) -> str:
@@ -79,8 +80,7 @@ def survey(
         if not why and page is not None and not page.is_file():
             why = f"{paths.relative(page)} is gone"
         like = [c for s, c in costs.items() if s.notebook == step.notebook and c]
-        seconds, megabytes = costs[step] or (like[0] if like else (None, None))
-        found[step] = State(step, why or "", seconds, megabytes)
+        found[step] = State(step, why or "", *(costs[step] or (like[0] if like else ())))
     return found
 
 
@@ -129,6 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     for state in states.values():
         extra = state.step.seed in config.extra_seeds
         detail = f"  {state.why}" if state.word == "stale" else "  (extra seed)" * extra
+        if state.word == "fresh" and state.seconds is not None:
+            detail += f"  {run.clock(state.seconds)}, peak {state.peak_megabytes / 1e3:.1f} GB"
         print(f"{state.word:8}{state.step.name}{detail}")
     stale = [state.step.name for state in states.values() if state.word == "stale"]
     for folder in others(config, steps):
@@ -141,11 +143,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if stale else 0
 
 
-def _cost(folder: Path) -> tuple[float, float] | None:
-    """Seconds and megabytes of a result, as its manifest tells them."""
+def _cost(folder: Path) -> tuple[float, float, float] | None:
+    """Seconds, megabytes of disk and of memory of a result, as its manifest tells them."""
     try:
         manifest = json.loads((folder / artifacts.MANIFEST).read_text(encoding="utf-8"))
         size = sum(facts["size"] for facts in manifest["files"].values())
-        return float(manifest["provenance"]["wall_s"]), size / 1e6
+        told = manifest["provenance"]
+        return float(told["wall_s"]), size / 1e6, float(told["peak_rss_mb"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

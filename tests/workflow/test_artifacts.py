@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -478,6 +479,32 @@ def test_a_run_remembers_the_recording_of_its_person(study, recording):
     (recording / "sub-01/eeg/sub-01_channels.tsv").write_text("O1  bad")
     with pytest.raises(artifacts.StaleArtifactError, match="sub-01_channels.tsv .edited."):
         read("preprocessing", "sub-01")
+
+
+def test_a_training_is_another_with_other_parameters_inputs_or_code_and_its_states_go_in_the_end(
+    study,
+):
+    def begin(rate: float, value: int) -> notebook.Run:
+        step = notebook.Run("02_encoder_pretraining", {"study": STUDY, "seed": 0, "rate": rate})
+        step.use(write("data", value=value))
+        return step
+
+    found = [begin(0.5, 1).identity, begin(0.25, 1).identity, begin(0.5, 2).identity]
+    write_notebook("02_encoder_pretraining", "x = 2")
+    found.append(begin(0.5, 1).identity)
+    assert all(a != b for a, b in itertools.combinations(found, 2))
+    write_notebook("02_encoder_pretraining", "x = 1  # a comment")
+    step = begin(0.5, 1)
+    assert step.identity == found[0] and json.loads(json.dumps(found)) == found
+    state = step.state_file("pretraining")
+    state.parent.mkdir(parents=True)
+    state.write_text("weights")
+    with pytest.raises(ValueError), step.write() as out:
+        raise ValueError
+    assert state.is_file()
+    with step.write() as out:
+        (out / "x").write_text("x")
+    assert not state.parent.exists()
 
 
 def test_the_tables_of_a_data_set_that_was_read_are_remembered_and_simulated_ones_made_anew(

@@ -71,6 +71,22 @@ def test_the_time_and_the_memory_are_told_at_the_end(project):
     assert re.fullmatch(r"\[00_data\] done in 0:\d\d, peak \d\.\d GB", last)
 
 
+def records(project, stem: str) -> list[str]:
+    """What the log of a step holds, without the times."""
+    text = (project.root / f"reports/demo/logs/{stem}.log").read_text(encoding="utf-8")
+    return [record.rstrip() for record in re.split(r"^\d{4}-\S+Z ", text, flags=re.M)[1:]]
+
+
+def test_the_log_of_a_step_holds_every_attempt(project):
+    project.run("00_data")
+    project.edit_notebook("00_data", "values =", "import os; os._exit(9)\nvalues =")
+    project.run("00_data")
+    began, done, again, died = records(project, "joint_00_data")
+    assert began.startswith("started on ") and again.startswith("started on ")
+    assert re.fullmatch(r"done in 0:\d\d, peak \d\.\d GB", done)
+    assert died.startswith("failed\n[00_data] the kernel died after")
+
+
 def test_figures_are_kept_where_the_environment_asks_for_none(project, monkeypatch):
     """Clusters set MPLBACKEND=Agg: the executed copy would hold no figure, and nobody be told."""
     monkeypatch.setenv("MPLBACKEND", "Agg")
@@ -104,6 +120,10 @@ def test_a_failing_cell_gives_its_own_message_the_place_and_the_copy(project):
     book = nbformat.read(project.root / copy, as_version=4)
     errors = [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "error"]
     assert [error.ename for error in errors] == ["MissingArtifactError"]
+    began, failed = records(project, "joint_seed-0_03_contrastive_alignment")
+    assert began.endswith("run 03_contrastive_alignment --study demo --seed 0")
+    assert failed == f"failed\n{done.stderr[done.stderr.index('[03_') :]}".rstrip()
+    assert re.search(r"^After 0:\d\d, peak \d\.\d GB\.", failed, re.MULTILINE)
 
 
 def test_a_kernel_that_dies_is_reported_with_its_memory(project):
@@ -184,6 +204,7 @@ def test_termination_ends_the_kernel_too(project):
     assert children
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 130
+    assert records(project, "joint_00_data")[-1] == "stopped by KeyboardInterrupt"
     assert "interrupted" in process.stderr.read()
     process.stderr.close()
     _, alive = psutil.wait_procs(children, timeout=10)
@@ -241,6 +262,19 @@ def test_the_graph_plans_every_committed_study(study, tmp_path):
     n_steps = len(study_config.plan(study_config.load_study(study)))
     planned = re.findall(r"^total +(\d+)$", done.stdout + done.stderr, re.MULTILINE)
     assert int(planned[0]) == n_steps + 1  # "all" is a job, too
+
+
+@pytest.mark.parametrize(("settings", "card"), [([], "gpu=1"), (["card=shard:1"], "gres=shard:1")])
+def test_a_cluster_is_asked_for_cards_memory_and_time(project, settings, card):
+    done = project.snakemake("--dry-run", "--config", "study=demo", *settings)
+    found = dict(re.findall(r"^rule ([\w-]+):.*?^    resources: (.*?)$", done.stdout, re.M | re.S))
+    wants = {name.split("_")[0] for name, text in found.items() if card in text.split(", ")}
+    assert wants == {"02", "03", "04", "05", "06"}, done.stderr
+    assert all("tasks=1" in found[name] for name in found if name[:2] in wants and name[2] != "b")
+    assert "mem_mb=32000" in found["05_diffusion_training_seed0"]
+    steps = {name: text for name, text in found.items() if name != "all"}
+    assert len(steps) == 10
+    assert all("mem_mb=" in text and "runtime=" in text for text in steps.values())
 
 
 @pytest.mark.parametrize("threads", ["3", None])
@@ -314,13 +348,18 @@ def test_a_failing_notebook_stops_the_graph_keeps_the_old_result_and_runs_again(
     complete.edit_notebook("04_structure_decoding", "values =", 'assert 0, "no lines"\nvalues =')
     done = complete.snakemake("--quiet", "all")
     assert done.returncode == 1
-    assert ran(done) == [] and "AssertionError: no lines" in done.stderr
+    assert ran(done) == []
+    words = "[04_structure_decoding seed 0] failed in cell In [3] of section 'Writing the result'\n"
+    last = done.stderr[done.stderr.rindex(words) :].splitlines()
+    assert last[1] == "AssertionError: no lines" and last[2].startswith("After ") and len(last) == 3
     assert (complete.artifact("joint", "structure", 0) / "manifest.json").read_text() == old
     copy = complete.root / "reports/demo/executed/joint_seed-0_04_structure_decoding.ipynb"
     assert "no lines" in copy.read_text()
     complete.edit_notebook("04_structure_decoding", 'assert 0, "no lines"\n', "")
     done = complete.snakemake("--quiet", "all", "--until", "04_structure_decoding_seed0")
     assert (done.returncode, ran(done)) == (0, ["04_structure_decoding seed 0"]), done.stderr
+    words = [text.split()[0] for text in records(complete, "joint_seed-0_04_structure_decoding")]
+    assert words == ["started", "done", "started", "failed", "started", "done"]
 
 
 def everything(root):

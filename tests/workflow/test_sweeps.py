@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import re
+import subprocess
+import sys
 
 import pytest
+import yaml
 from fake_study import FakeProject
 
 from sgdm_utils.workflow import config as study_config
-from sgdm_utils.workflow import paths
+from sgdm_utils.workflow import digest_file, paths
 
 SWEEP = """
 sweep: friday
@@ -78,7 +81,11 @@ def test_a_sweep_runs_and_later_only_what_changed(project):
     with (reports / "tables/sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(r["sweep_condition"], r["value"]) for r in rows] == [("all", "4"), ("large", "9")]
-    assert "Missing" not in (reports / "index.html").read_text()
+    page = (reports / "index.html").read_text()
+    assert "Missing" not in page
+    assert digest_file(project.root / "requirements.lock") in page
+    jobs = re.findall(r"<td>(\S+) 00_data<td>fresh<td>0:\d\d<td>\d+<", page)
+    assert jobs == ["friday-all", "friday-large"]
     assert planned(project)[0] == {}
 
     project.write_config(extra="until: 02_encoder_pretraining")
@@ -132,6 +139,45 @@ def test_a_sweep_that_cannot_run_is_refused_before_anything_runs(project, old, n
     for part in expected:
         assert part in done.stderr
     assert not (project.root / "reports").exists()
+
+
+def test_the_page_of_a_sweep_says_why_a_step_failed(project):
+    log = project.root / "reports/friday-all/logs/joint_00_data.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        "2026-01-02T03:04:05Z failed\n[00_data] failed in cell In [3]\nValueError: <b>\n"
+    )
+    done = project.python("-m", "sgdm_utils", "sweep", "friday")
+    assert done.returncode == 1 and "friday-all 00_data: [00_data] failed in cell" in done.stderr
+    page = (project.root / "reports/friday/index.html").read_text()
+    assert (
+        "<th>friday-all 00_data<td>[00_data] failed in cell In [3]\nValueError: &lt;b&gt;" in page
+    )
+    assert "<td>friday-all 00_data<td>failed<td><td>" in page
+    assert "<td>friday-large 00_data<td>missing<td><td>" in page
+
+
+def test_the_pods_of_a_job_share_a_sweep(project, tmp_path):
+    """Each index names one study; the command of the Job runs as it stands, with a stand-in for python."""
+    (job,) = yaml.safe_load_all((paths.config_dir() / "profiles/kubernetes.yaml").read_text())
+    assert job["spec"]["completions"] == len(study_config.load_sweep("cleaning").members)
+    (pod,) = job["spec"]["template"]["spec"]["containers"]
+    script = tmp_path / "python"
+    script.write_text(
+        f'#!/bin/sh\n[ "$2" = snakemake ] && echo "$@" || exec {sys.executable} "$@"\n'
+    )
+    script.chmod(0o755)
+    for index, name in enumerate(("friday-all", "friday-large")):
+        environment = project.environment() | {
+            "SWEEP": "friday",
+            "JOB_COMPLETION_INDEX": str(index),
+        }
+        environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+        command = [*pod["command"], *pod["args"]]
+        done = subprocess.run(
+            command, cwd=project.root, env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.split()[-1] == f"study={name}", done.stderr
 
 
 def test_every_committed_sweep_is_valid():
