@@ -26,11 +26,10 @@ from tqdm.auto import tqdm
 from sgdm_utils.decoding.clip import weights_digest
 from sgdm_utils.errors import DatasetError, WeightsNotAvailable
 from sgdm_utils.metrics import tables
-from sgdm_utils.metrics.classes import Result, TooFewPictures
 from sgdm_utils.metrics.features import extract
 from sgdm_utils.metrics.networks import Precision, Trunk, find_weights
 from sgdm_utils.metrics.pairs import Pair, PictureFolderError, pair_folders
-from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, TRUNKS
+from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, TRUNKS, Result, TooFewPictures
 from sgdm_utils.metrics.suite import (
     NO_CAPTIONS,
     NO_WEIGHTS,

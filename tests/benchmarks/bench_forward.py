@@ -6,8 +6,9 @@ Synthetic trials of 63 electrodes and 250 samples, 16,540 pictures four times ea
 gigabytes, removed afterwards); `SGDM_BENCH_PICTURES` makes them fewer. Ours: noise in full, signal
 space, model, and the choice of the lack of fit on validation pictures. Theirs: `RidgeCV` of every
 sample of the averaged epochs on the same features, which chooses one penalty for each output and has
-neither noise model nor likelihood. Each side is a process of its own; peak memory is what it needs
-beyond the imports. Results go to `reports/benchmarks/forward.csv`.
+neither noise model nor likelihood. Each side is a process of its own; seconds are processor time of all
+its threads, which busy neighbours hardly lengthen, and peak memory is what it needs beyond the imports.
+Results go to `reports/benchmarks/forward.csv`, a row for each size.
 """
 
 from __future__ import annotations
@@ -123,8 +124,8 @@ if __name__ == "__main__":
     import sgdm_utils.decoding.forward.model  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
+    began = time.process_time()
     r = fit(Path(sys.argv[2]))
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"s": seconds, "gb": (peak - before) / 1e6, "r": r}))
