@@ -7,6 +7,11 @@ KILLS ?= 200
 PYTHON ?= python3
 UV ?= uv
 RESOURCES :=
+# Linux without a graphics card: make lock-cpu once, then LOCK=requirements-cpu.lock with every command.
+LOCK ?= requirements.lock
+# Where PyTorch keeps its builds without CUDA; what comes from there is held to the hashes of that lock.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+INDEX := $(if $(filter %-cpu.lock,$(LOCK)),--extra-index-url $(CPU_INDEX))
 
 ifeq ($(CONDA_DEFAULT_ENV),base)
 CONDA_PREFIX :=
@@ -25,7 +30,7 @@ ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 export XDG_CACHE_HOME ?= $(or $(SGDM_DATA),$(CURDIR)/data)/cache
 endif
 
-.PHONY: help demo smoke study sweep sweep-plan status verify seeds evaluate experiments test test-all test-cluster stress lint unit benchmark lab report notebooks lock clean environment
+.PHONY: help demo smoke study sweep sweep-plan status verify seeds evaluate experiments test test-all test-cluster stress lint unit benchmark lab report notebooks lock lock-cpu clean environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -115,6 +120,10 @@ lock: ## maintainers: renew requirements.lock from pyproject.toml (needs uv)
 	$(UV) pip compile pyproject.toml --extra dev --extra live --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header -o requirements.lock
 
+lock-cpu: ## Linux without a graphics card: the same pins with PyTorch's builds without CUDA (needs uv)
+	$(UV) pip compile pyproject.toml --extra dev --extra live --python "$(PYTHON)" --generate-hashes --torch-backend cpu \
+		--constraints requirements.lock --no-emit-index-url --no-header -o requirements-cpu.lock
+
 clean: ## remove computed data, executed copies and caches; keeps raw data, tables, figures and .venv
 	rm -rf data/derived reports/*/executed reports/*/logs .snakemake .pytest_cache .ruff_cache
 
@@ -128,11 +137,11 @@ environment:
 			echo "make: no virtual environment could be made (on Debian and Ubuntu: install python3-venv)" >&2; \
 			exit 1; }; \
 	fi
-	@stamp="$(ENV)/.sgdm-installed"; state="$$(cksum requirements.lock pyproject.toml; pwd)"; \
+	@stamp="$(ENV)/.sgdm-installed"; state="$$(cksum $(LOCK) pyproject.toml; pwd)"; \
 	if [ "$$state" != "$$(cat "$$stamp" 2>/dev/null)" ]; then \
 		echo "Installing the locked packages into $(ENV) (the first time: a few gigabytes, some minutes)"; \
 		$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; \
-		$(PY) -m pip install --require-hashes -r requirements.lock \
+		$(PY) -m pip install --require-hashes $(INDEX) -r $(LOCK) \
 		&& $(PY) -m pip install --no-deps --no-build-isolation -e . \
 		&& echo "$$state" > "$$stamp"; \
 	fi

@@ -15,9 +15,7 @@ The protocol: see `sgdm_utils.metrics.pixels`.
 
 from __future__ import annotations
 
-import math
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -29,38 +27,7 @@ from torchmetrics import Metric
 
 from sgdm_utils.metrics import pixels
 from sgdm_utils.metrics.networks import Precision, autocast, find_weights, read_state
-from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, TrunkSpec
-
-
-class TooFewPictures(ValueError):
-    """A metric is not defined for so few pictures.
-
-    Attributes
-    ----------
-    needed : int
-    """
-
-    def __init__(self, what: str, needed: int, n: int) -> None:
-        super().__init__(f"{what} needs at least {needed} pictures, there are {n}")
-        self.needed = needed
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a metric found.
-
-    Attributes
-    ----------
-    value : float, mean over pictures; for FID and KID the distance of the two sets
-    n : int, pictures; for FID and KID reconstructions
-    items : list of float, one per picture in the order of the updates; empty for FID and KID
-    chance : float, expected value when reconstructions are dealt out at random; NaN if unknown
-    """
-
-    value: float
-    n: int
-    items: list[float] = field(default_factory=list)
-    chance: float = math.nan
+from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, Result, TrunkSpec
 
 
 class SuiteMetric(Metric):

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device=given.device,
             precision=given.precision,
             finished=out.with_suffix(".items.json") if out else None,
+            keep_targets=given.keep_targets,
             progress=not given.quiet,
             background=given.background,
             not_square=given.not_square,
@@ -90,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     add("pred", help="folder of reconstructions")
     add("target", help="folder of targets")
     add("--out", help="CSV to write; finished metrics are kept beside it, so a run can be resumed")
+    add(
+        "--keep-targets",
+        metavar="FOLDER",
+        help="keep the targets' features there for the next scoring",
+    )
     add("--weights", help="folder with files of pretrained weights under their published names")
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     add("--precision", default="float32", choices=("float32", "bfloat16"), help="of the networks")

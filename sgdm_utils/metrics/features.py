@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torchmetrics.image.kid import poly_mmd
 
-from sgdm_utils.metrics.classes import Result, SuiteMetric, TooFewPictures, check_batch, gathered
+from sgdm_utils.metrics.classes import SuiteMetric, check_batch, gathered
+from sgdm_utils.metrics.protocol import Result, TooFewPictures
 from sgdm_utils.metrics.retrieval import cosine_similarity, n_way_accuracy, retrieval_ranks
 
 FORWARD_BATCH = 16  # pictures that go through a network at once

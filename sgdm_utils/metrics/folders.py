@@ -26,11 +26,10 @@ from tqdm.auto import tqdm
 from sgdm_utils.decoding.clip import weights_digest
 from sgdm_utils.errors import DatasetError, WeightsNotAvailable
 from sgdm_utils.metrics import tables
-from sgdm_utils.metrics.classes import Result, TooFewPictures
 from sgdm_utils.metrics.features import extract
 from sgdm_utils.metrics.networks import Precision, Trunk, find_weights
 from sgdm_utils.metrics.pairs import Pair, PictureFolderError, pair_folders
-from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, TRUNKS
+from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, TRUNKS, Result, TooFewPictures
 from sgdm_utils.metrics.suite import (
     NO_CAPTIONS,
     NO_WEIGHTS,
@@ -63,6 +62,7 @@ def score_folders(
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
     finished: str | Path | None = None,
+    keep_targets: str | Path | None = None,
     progress: bool = False,
     background: Colour | None = None,
     not_square: str | None = None,
@@ -81,6 +81,9 @@ def score_folders(
     device : str, where the networks run
     precision : "float32" or "bfloat16", of the networks
     finished : path, optional, JSON in which finished metrics are kept, with the scores per picture
+    keep_targets : path, optional, folder in which features of the targets are kept
+        Other reconstructions of the same targets are then scored without computing them again. The
+        layers of LPIPS are too large to keep.
     progress : bool, show bars
     background, not_square : what was shown, where files leave it open; see `stimuli.files.read_rgb`
     **cells : study, subject, seed, model, condition of the rows; by default the names of the folders
@@ -133,7 +136,11 @@ def score_folders(
             network = substitute or load_group(group, weights, device, precision, text)
             with tqdm(desc=group, unit="picture", disable=not progress) as bar:
                 if isinstance(network, Trunk):
-                    new = _score_features(network, todo, pairs, texts, bar, read)
+                    target = _target_features(
+                        network, pairs, read, keep_targets, made_with | {"of": inputs["target"]}
+                    )
+                    new = _score_features(network, todo, pairs, texts, bar, read, target)
+                    del target
                 else:
                     new = _score_pictures(network, todo, pairs, device, bar, read)
             del network
@@ -211,6 +218,34 @@ def _score_pictures(
     return {name: metric.result() for name, metric in made.items()}
 
 
+def _target_features(
+    trunk: Trunk,
+    pairs: list[Pair],
+    read: Reader,
+    folder: str | Path | None,
+    made_with: Mapping[str, object],
+) -> Tensor:
+    """Features of the targets, (n, d): kept ones where the same network saw the same pictures."""
+    path = None
+    if folder is not None:
+        key = digest_listing({name: str(value) for name, value in made_with.items()})
+        path = Path(folder) / f"{trunk.name}-{key[:24]}.npy"
+    if path is not None and path.is_file():
+        try:
+            kept = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise DatasetError(f"{path} is damaged ({error}): remove it") from error
+        if kept.ndim != 2 or len(kept) != len(pairs):
+            raise DatasetError(f"{path} holds features of other pictures: remove it")
+        return torch.from_numpy(kept).to(trunk.device)
+    found = torch.cat([extract(trunk, _targets(some, read)) for some in _batches(pairs)])
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as part, part.open("wb") as stream:
+            np.save(stream, found.cpu().numpy())
+    return found
+
+
 def _score_features(
     trunk: Trunk,
     specs: list[MetricSpec],
@@ -218,9 +253,9 @@ def _score_features(
     texts: list[str] | None,
     bar: tqdm,
     read: Reader,
+    target: Tensor,
 ) -> dict[str, Result | str]:
-    """Features of the targets first; then as many samples at a time as the memory is meant for."""
-    target = torch.cat([extract(trunk, _targets(some, read)) for some in _batches(pairs)])
+    """As many samples at a time as the memory is meant for, against the features of the targets."""
     encoded = trunk.encode_text(texts) if any(s.needs_captions for s in specs) else None
     n, n_samples = len(pairs), len(pairs[0].samples)
     made = {spec.name: spec.make(None).to(trunk.device) for spec in specs}

@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -105,6 +104,8 @@ def ssim(real: Pictures, recon: Pictures) -> np.ndarray:
     weights = torch.tensor(GRAY_WEIGHTS, dtype=torch.float64, device=real.device).view(1, 3, 1, 1)
 
     def compare(a: Tensor, b: Tensor) -> Tensor:
+        from skimage.metrics import structural_similarity
+
         gray = []
         for x in (a, b):
             luma = (x.double() * weights).sum(1, keepdim=True)

@@ -12,8 +12,9 @@ ICML (2019): EfficientNet. Caron et al., NeurIPS (2020): SwAV. Radford et al., I
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -22,6 +23,37 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 OPENAI_CLIP = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"  # its SHA-256
+
+
+class TooFewPictures(ValueError):
+    """A metric is not defined for so few pictures.
+
+    Attributes
+    ----------
+    needed : int
+    """
+
+    def __init__(self, what: str, needed: int, n: int) -> None:
+        super().__init__(f"{what} needs at least {needed} pictures, there are {n}")
+        self.needed = needed
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a metric found.
+
+    Attributes
+    ----------
+    value : float, mean over pictures; for FID and KID the distance of the two sets
+    n : int, pictures; for FID and KID reconstructions
+    items : list of float, one per picture in the order of the updates; empty for FID and KID
+    chance : float, expected value when reconstructions are dealt out at random; NaN if unknown
+    """
+
+    value: float
+    n: int
+    items: list[float] = field(default_factory=list)
+    chance: float = math.nan
 
 
 @dataclass(frozen=True)

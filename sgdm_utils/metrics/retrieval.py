@@ -12,9 +12,9 @@ Scotti et al., MindEye2 (2024). Hubness: Radovanovic et al., JMLR 11, 2487 (2010
 from __future__ import annotations
 
 import numpy as np
+import scipy  # loads its parts when they are used
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import hypergeom, skew
 
 TIE_TOLERANCE = 1e-12  # correlations and cosines closer than this differ by rounding only
 
@@ -100,7 +100,7 @@ def n_way_accuracy(ranks: ArrayLike, n_gallery: int, n_way: int, k: int = 1) -> 
     if not 1 <= k <= n_way <= n_gallery:
         raise ValueError(f"need 1 <= k <= n_way <= n_gallery, got {k}, {n_way}, {n_gallery}")
     # Of n_gallery - 1 others, rank - 1 beat the target; fewer than k of them may be drawn.
-    return hypergeom.cdf(k - 1, n_gallery - 1, np.asarray(ranks) - 1, n_way - 1)
+    return scipy.stats.hypergeom.cdf(k - 1, n_gallery - 1, np.asarray(ranks) - 1, n_way - 1)
 
 
 def k_occurrence(similarity: np.ndarray, k: int = 1) -> np.ndarray:
@@ -112,7 +112,7 @@ def k_occurrence(similarity: np.ndarray, k: int = 1) -> np.ndarray:
 def hubness_skewness(similarity: np.ndarray, k: int = 1) -> float:
     """Skewness of the k-occurrence: 0 for an even gallery, large when a few items are hubs."""
     counts = k_occurrence(similarity, k)
-    return 0.0 if np.ptp(counts) == 0 else float(skew(counts))
+    return 0.0 if np.ptp(counts) == 0 else float(scipy.stats.skew(counts))
 
 
 def _check_features(features: ArrayLike | torch.Tensor, name: str) -> np.ndarray:

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
 
 N_RESAMPLES = 10_000
 _CHUNK_ELEMENTS = 4_000_000  # random numbers held at once, about 32 MB
@@ -95,7 +95,7 @@ def bootstrap_interval(
     if not 0 < level < 1 or n_resamples < 1:
         raise ValueError(f"need 0 < level < 1 and n_resamples >= 1, got {level}, {n_resamples}")
     if len(parts) == 1:
-        result = stats.bootstrap(
+        result = scipy.stats.bootstrap(
             (values,),
             np.mean,
             n_resamples=n_resamples,
@@ -303,10 +303,10 @@ def power_of_difference(
         return 0.0
     tails = 2 if alternative == "two-sided" else 1
     shift = difference / sd * math.sqrt(n)
-    critical = stats.t.ppf(1 - level / tails, n - 1)
-    found = stats.nct.sf(critical, n - 1, shift)
+    critical = scipy.stats.t.ppf(1 - level / tails, n - 1)
+    found = scipy.stats.nct.sf(critical, n - 1, shift)
     if tails == 2:  # Student's t is symmetric: the lower tail is the upper one of the mirror image
-        found += stats.nct.sf(critical, n - 1, -shift)
+        found += scipy.stats.nct.sf(critical, n - 1, -shift)
     return float(min(found, 1.0))
 
 
@@ -343,7 +343,7 @@ def smallest_difference(
     far = 2.0
     while lacking(far) < 0:
         far *= 2
-    return float(optimize.brentq(lacking, 0.0, far) * sd / math.sqrt(n))
+    return float(scipy.optimize.brentq(lacking, 0.0, far) * sd / math.sqrt(n))
 
 
 def smallest_p_value(

@@ -18,34 +18,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
 from sgdm_utils.errors import WeightsNotAvailable
 from sgdm_utils.metrics import tables
-from sgdm_utils.metrics.classes import (
-    LPIPS,
-    MSE,
-    SSIM,
-    PixCorr,
-    Result,
-    SuiteMetric,
-    TooFewPictures,
-)
-from sgdm_utils.metrics.features import (
-    FID,
-    KID,
-    CLIPText,
-    CorrelationDistance,
-    FeatureMetric,
-    NWayTopK,
-    TwoWay,
-)
-from sgdm_utils.metrics.networks import Precision, Trunk, load_trunk
-from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, TRUNKS
+from sgdm_utils.metrics.networks import Precision, Trunk, find_weights, load_trunk
+from sgdm_utils.metrics.protocol import LPIPS_TRUNKS, TRUNKS, Result, TooFewPictures
+
+if TYPE_CHECKING:
+    from sgdm_utils.metrics.classes import SuiteMetric
 
 NO_WEIGHTS = "weights not available"
 NO_CAPTIONS = "no captions given"
@@ -72,37 +57,55 @@ class MetricSpec:
     needs_captions: bool = False
 
 
+def _of_pixels(name: str) -> MetricSpec:
+    def make(_: None) -> SuiteMetric:
+        from sgdm_utils.metrics import classes
+
+        return getattr(classes, name)()
+
+    return MetricSpec(name.lower(), "pixels", make)
+
+
+def _of_features(name: str, trunk: str, kind: str, *arguments: int, **more: bool) -> MetricSpec:
+    """A metric whose class is imported when it is made: torchmetrics alone takes seconds."""
+
+    def make(network: nn.Module | None) -> SuiteMetric:
+        from sgdm_utils.metrics import features
+
+        return getattr(features, kind)(network, *arguments)
+
+    return MetricSpec(f"{name}_{trunk}", trunk, make, **more)
+
+
 def _identification(trunk: str) -> list[MetricSpec]:
     return [
-        MetricSpec(f"two_way_{trunk}", trunk, TwoWay),
-        MetricSpec(f"top1_of_{N_WAY}_{trunk}", trunk, lambda t: NWayTopK(t, N_WAY, 1)),
+        _of_features("two_way", trunk, "TwoWay"),
+        _of_features(f"top1_of_{N_WAY}", trunk, "NWayTopK", N_WAY, 1),
     ]
 
 
 def _clip_text(trunk: str) -> MetricSpec:
-    return MetricSpec(f"clip_text_{trunk}", trunk, CLIPText, needs_captions=True)
+    return _of_features("clip_text", trunk, "CLIPText", needs_captions=True)
 
 
 #: Every metric of the protocol, in the order of the tables. FID and KID come with torchvision's
 #: Inception, and their names say so: the values are not on the scale of the original FID.
 METRICS: tuple[MetricSpec, ...] = (
-    MetricSpec("pixcorr", "pixels", lambda _: PixCorr()),
-    MetricSpec("ssim", "pixels", lambda _: SSIM()),
-    MetricSpec("mse", "pixels", lambda _: MSE()),
+    _of_pixels("PixCorr"),
+    _of_pixels("SSIM"),
+    _of_pixels("MSE"),
     MetricSpec("lpips_alex", "lpips_alex", lambda lpips: lpips),
     MetricSpec("lpips_vgg", "lpips_vgg", lambda lpips: lpips),
-    MetricSpec("two_way_alexnet_2", "alexnet_2", TwoWay),
-    MetricSpec("two_way_alexnet_5", "alexnet_5", TwoWay),
-    MetricSpec("two_way_inception_v3", "inception_v3", TwoWay),
-    MetricSpec("fid_torchvision_inception_v3", "inception_v3", FID),
-    MetricSpec("kid_torchvision_inception_v3", "inception_v3", KID),
+    _of_features("two_way", "alexnet_2", "TwoWay"),
+    _of_features("two_way", "alexnet_5", "TwoWay"),
+    _of_features("two_way", "inception_v3", "TwoWay"),
+    _of_features("fid_torchvision", "inception_v3", "FID"),
+    _of_features("kid_torchvision", "inception_v3", "KID"),
     *_identification("clip_vit_l_14"),
     _clip_text("clip_vit_l_14"),
-    MetricSpec(
-        "correlation_distance_efficientnet_b1", "efficientnet_b1", CorrelationDistance
-    ),
-    MetricSpec("correlation_distance_swav_resnet50", "swav_resnet50", CorrelationDistance),
-)  # fmt: skip
+    _of_features("correlation_distance", "efficientnet_b1", "CorrelationDistance"),
+    _of_features("correlation_distance", "swav_resnet50", "CorrelationDistance"),
+)
 
 
 class Suite:
@@ -110,7 +113,7 @@ class Suite:
 
     Attributes
     ----------
-    metrics : MetricCollection, those that can be computed
+    metrics : MetricCollection, those that can be computed; an empty ModuleDict where none can
     missing : dict of str to str, why the others cannot be
     precisions : dict of str to str, "bfloat16" for the metrics whose network runs in it
     """
@@ -118,7 +121,7 @@ class Suite:
     def __init__(
         self,
         order: Sequence[str],
-        collection: MetricCollection,
+        collection: nn.ModuleDict,
         missing: Mapping[str, str],
         precisions: Mapping[str, Precision],
     ) -> None:
@@ -129,7 +132,8 @@ class Suite:
         self, pred: Tensor, target: Tensor, captions: Sequence[str] | None = None
     ) -> None:  # fmt: skip
         """Take in a batch; `captions` of the targets are needed for text scores only."""
-        self.metrics.update(pred, target, captions=captions)
+        if len(self.metrics):
+            self.metrics.update(pred, target, captions=captions)
 
     def results(self) -> dict[str, Result | str]:
         """For each metric its result, or the reason why there is none."""
@@ -154,7 +158,8 @@ class Suite:
 
     def reset(self) -> None:
         """Forget all pictures."""
-        self.metrics.reset()
+        if len(self.metrics):
+            self.metrics.reset()
 
     def to(self, device: str | torch.device) -> Suite:
         """Move networks and states."""
@@ -214,9 +219,13 @@ def full_suite(
         made[spec.name] = spec.make(loaded[spec.group])
         precisions[spec.name] = getattr(loaded[spec.group], "precision", "float32")
         # metrics of one trunk share their states, so that pictures pass through it once
-        shared = isinstance(made[spec.name], FeatureMetric)
+        shared = hasattr(made[spec.name], "pred_features")
         groups.setdefault(spec.group if shared else spec.name, []).append(spec.name)
-    collection = MetricCollection(made, compute_groups=list(groups.values()))
+    collection = nn.ModuleDict()
+    if made:
+        from torchmetrics import MetricCollection
+
+        collection = MetricCollection(made, compute_groups=list(groups.values()))
     return Suite([s.name for s in specs], collection.to(device), missing, precisions)
 
 
@@ -235,7 +244,7 @@ def select_metrics(
         if name in {*TRUNKS, *LPIPS_TRUNKS, "pixels"}:
             raise ValueError(f"a substitute cannot be called {name}: that is a published network")
         specs += _identification(name)
-        specs.append(MetricSpec(f"correlation_distance_{name}", name, CorrelationDistance))
+        specs.append(_of_features("correlation_distance", name, "CorrelationDistance"))
         if trunk.has_text:
             specs.append(_clip_text(name))
     if names is None:
@@ -277,6 +286,9 @@ def load_group(
     if group == "pixels":
         return None
     if group in LPIPS_TRUNKS:
+        find_weights(LPIPS_TRUNKS[group], path)  # what is missing is said before torchmetrics loads
+        from sgdm_utils.metrics.classes import LPIPS
+
         return LPIPS(group.removeprefix("lpips_"), path, precision).to(device)
     return load_trunk(group, path, device, precision, text)
 

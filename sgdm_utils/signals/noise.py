@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 
 METHODS = ("flip-flop", "marginals")
 _BLOCK_BYTES = 32 << 20  # of float32: trials that are held at once
+_KEPT_BYTES = 1 << 30  # of float32 residuals that are kept rather than read and centred six times
 
 
 class NoiseError(ValueError):
@@ -114,10 +116,14 @@ class NoiseModel:
         n_channels, n_times = eeg.shape[1:]
         channel, time = np.eye(n_channels), np.eye(n_times)
         n_trials = sum(len(g) for g in groups)
+        residuals = partial(_residuals, eeg, groups)
+        if 4 * n_trials * n_channels * n_times <= _KEPT_BYTES and method == "flip-flop":
+            kept = list(residuals())
+            residuals = partial(iter, kept)
         for _ in range(n_iterations if method == "flip-flop" else 1):
             over_time = np.zeros((n_times, n_times))
             left = _roots(channel, "channel")[1].astype(np.float32)
-            for block in _residuals(eeg, groups):
+            for block in residuals():
                 # without turns both marginals come from the same pass over unwhitened residuals
                 white = left @ block if method == "flip-flop" else block
                 flat = white.reshape(-1, n_times)
@@ -125,7 +131,7 @@ class NoiseModel:
             time = shrunk(over_time / (n_trials * n_channels), time_shrinkage, "time")
             right = _roots(time, "time")[1].astype(np.float32)
             over_channels = np.zeros((n_channels, n_channels))
-            for block in _residuals(eeg, groups):
+            for block in residuals():
                 white = block @ right if method == "flip-flop" else block
                 flat = white.swapaxes(0, 1).reshape(n_channels, -1)
                 over_channels += (flat @ flat.T).astype(np.float64)

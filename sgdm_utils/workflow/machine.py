@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -79,6 +80,16 @@ def device() -> str:
     if torch is not None and torch.backends.mps.is_available():
         return "mps"
     return "cpu"
+
+
+def processor() -> str:
+    """Return the name of the processor as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # macOS and Windows
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def n_threads() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -223,6 +224,8 @@ def begin(notebook: str, namespace: Mapping[str, Any]) -> Run:
     >>> with run.write(notes={"n_pictures": 12}) as out:
     ...     table.to_parquet(out / "table.parquet")
     """
+    gc.freeze()  # the modules imported so far stay: later collections need not look at them again
+    gc.enable()  # the runner starts kernels without it
     parameters = config.collect(notebook, namespace)
     if parameters["study"] in config.studies():
         config.require_within(config.load_study(parameters["study"]), notebook)

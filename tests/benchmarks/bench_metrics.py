@@ -7,6 +7,9 @@ process of its own on a quarter, a half and all of `SGDM_BENCH_PICTURES` picture
 `SGDM_BENCH_SAMPLES` samples each (10 by default), in `SGDM_BENCH_PRECISION` (float32 or bfloat16, or
 both separated by a comma). `SGDM_BENCH_GROUPS` leaves out networks ("pixels,alexnet_5"). When the
 first is set, the results go to `reports/benchmarks/metrics.csv`, else into the test's folder.
+
+`test_targets_are_computed_once` scores one reconstruction of each picture, then others of the same targets,
+whose features were kept; its results go to `metrics_targets.csv` beside the other table.
 """
 
 from __future__ import annotations
@@ -93,7 +96,9 @@ def peak_gb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
-def measure(pred: str, target: str, weights: str, precision: str, groups: str) -> list[dict]:
+def measure(
+    pred: str, target: str, weights: str, precision: str, groups: str, keep: str = ""
+) -> list[dict]:
     """Score the folders in this process; a row for each network and one for all."""
     chosen = groups.split(",") if groups else None
     names = [
@@ -105,7 +110,8 @@ def measure(pred: str, target: str, weights: str, precision: str, groups: str) -
     stamps: list[tuple[str, float, float]] = []
 
     def stamp(what: str) -> None:
-        stamps.append((what, time.perf_counter(), peak_gb()))
+        now = time.process_time() if keep else time.perf_counter()
+        stamps.append((what, now, peak_gb()))
 
     load = folders.load_group
 
@@ -115,7 +121,9 @@ def measure(pred: str, target: str, weights: str, precision: str, groups: str) -
 
     folders.load_group = noting
     stamp("reading")
-    table = folders.score_folders(pred, target, weights, names, precision=precision)
+    table = folders.score_folders(
+        pred, target, weights, names, precision=precision, keep_targets=keep or None
+    )
     stamp("all")
     assert table["value"].notna().all(), table[["metric", "value"]]
     rows = [
@@ -164,6 +172,31 @@ def test_full_suite(tmp_path, results):
         assert more / fewer < 1.2 * counts[-1] / counts[-2], f"{precision}: worse than linear"
         if counts[-1] >= 200:
             print(f"{precision}: {more:.0f} s, the aim is {LIMIT_S} s")
+
+
+@pytest.mark.timeout(0)
+def test_targets_are_computed_once(tmp_path, results):
+    """Of one reconstruction for each picture, what is left of the time; in processor seconds."""
+    weights = write_weights(tmp_path / "weights")
+    pred, target = write_pictures(tmp_path / "some", max(PICTURES, 2), 1)
+    tables = []
+    for scoring in ("first", "others"):
+        done = subprocess.run(
+            [sys.executable, __file__, pred, target, weights, PRECISIONS[0], GROUPS, tmp_path / "kept"],
+            cwd=paths.project_root(), capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = pd.DataFrame(json.loads(done.stdout.splitlines()[-1])).set_index("group")
+        tables.append(found["seconds"].rename(scoring))
+    table = pd.concat(tables, axis=1).assign(
+        share=lambda t: t["others"] / t["first"], pictures=PICTURES, precision=PRECISIONS[0],
+        processor=machine.processor(),
+    )  # fmt: skip
+    with atomic_file(results / "metrics_targets.csv") as part:
+        table.to_csv(part, float_format="%.3g", lineterminator="\n")
+    print(f"\n{table.to_string()}")
+    trunks = table[table.index.isin(networks.TRUNKS)]
+    assert trunks["others"].sum() < 0.65 * trunks["first"].sum()
 
 
 if __name__ == "__main__":

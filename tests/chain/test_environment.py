@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -90,7 +91,9 @@ def test_the_lock_names_no_address():
 
 def test_torch_and_torchvision_are_a_matching_pair():
     """torchvision is compiled against one version of torch, which its metadata name."""
-    assert Version(metadata.version("torchvision")) == pinned_here("torchvision")
+    here = {name: Version(metadata.version(name)) for name in ("torch", "torchvision")}
+    assert Version(here["torchvision"].public) == pinned_here("torchvision")
+    assert here["torch"].local == here["torchvision"].local  # +cpu, or neither
     (needed,) = (
         Requirement(line)
         for line in metadata.requires("torchvision")
@@ -105,7 +108,7 @@ def test_torch_and_torchvision_are_a_matching_pair():
 
 def test_what_is_installed_is_what_is_locked():
     for requirement in REQUIRED:
-        installed = Version(metadata.version(requirement.name))
+        installed = Version(Version(metadata.version(requirement.name)).public)  # +cpu is as good
         assert installed == pinned_here(requirement.name), (
             f"{requirement.name} {installed} is installed: make demo and make test install the lock"
         )
@@ -129,6 +132,29 @@ def test_makefile_and_pyproject_name_the_same_pythons():
     found = re.search(r"\((\d+), (\d+)\) <= sys.version_info < \((\d+), (\d+)\)", makefile)
     low, high = ".".join(found.groups()[:2]), ".".join(found.groups()[2:])
     assert SpecifierSet(PROJECT["requires-python"]) == SpecifierSet(f">={low},<{high}")
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-cpu.lock"])
+def test_make_installs_the_lock_that_is_asked_for_and_checks_it(lock, tmp_path):
+    """Builds without CUDA come from PyTorch's registry, and only when their lock is asked for."""
+    done = subprocess.run(
+        ["make", "-n", "environment", f"LOCK={lock}", f"VIRTUAL_ENV={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    (line,) = re.findall(r"pip install --require-hashes.*", done.stdout)
+    assert f"-r {lock}" in line and f"cksum {lock} " in done.stdout
+    assert ("--extra-index-url" in line) == (lock == "requirements-cpu.lock")
+
+
+def test_the_lock_without_cuda_has_the_same_pins():
+    recipe = subprocess.run(
+        ["make", "-n", "lock-cpu"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    assert "--generate-hashes" in recipe and recipe[recipe.index("--torch-backend") + 1] == "cpu"
+    assert recipe[recipe.index("--constraints") + 1] == "requirements.lock"
+    extras = [recipe[i + 1] for i, word in enumerate(recipe) if word == "--extra"]
+    usual = subprocess.run(["make", "-n", "lock"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert extras == re.findall(r"--extra (\S+)", usual)
 
 
 def test_the_lock_has_what_an_installation_without_build_isolation_needs():

@@ -61,6 +61,20 @@ def test_the_workflow_is_light():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
+def test_what_a_notebook_begins_with_is_light():
+    """What it may need later is loaded when it does; the runner's kernels collect from here on."""
+    heavy = ("seaborn", "torchmetrics", "torchvision", "diffusers", "transformers", "sklearn",
+             "skimage", "scipy.stats", "scipy.optimize")  # fmt: skip
+    done = python("-c", "import gc, os, sys; os.environ['TORCH_HOME'] = 'nowhere'; "
+                  "gc.disable(); from sgdm_utils import figures, workflow; "
+                  "from sgdm_utils.metrics import suite; from sgdm_utils.workflow import config; "
+                  "known = config.notebook_parameters('06_evaluation'); figures.use_style(); "
+                  "workflow.begin('06_evaluation', {k: v.default for k, v in known.items()}); "
+                  "suite.full_suite(names=['two_way_alexnet_2', 'lpips_vgg']).reset(); "
+                  f"print(gc.isenabled(), [m for m in {heavy} if m in sys.modules])")  # fmt: skip
+    assert done.stdout.strip() == "True []", done.stdout + done.stderr
+
+
 def test_one_door_lists_its_commands_and_refuses_others():
     done = python("-m", "sgdm_utils")
     commands = ("run", "fetch", "score", "convert-muse", "publish")

@@ -298,6 +298,35 @@ def test_finished_metrics_are_not_computed_again(folders, counted):
     assert counted == ["two_way_clip_tiny", "top1_of_50_clip_tiny"]
 
 
+def test_kept_features_of_targets_are_used_for_the_same_targets_and_network(folders, monkeypatch):
+    seen = []
+    trunk = quick_trunk("clip_tiny")
+    forward = trunk.forward
+    monkeypatch.setattr(trunk, "forward", lambda x: [seen.append(len(x)), forward(x)][1])
+    names = ["two_way_clip_tiny", "correlation_distance_clip_tiny"]
+    arguments = dict(names=names, substitutes={"clip_tiny": trunk}, keep_targets=folders / "kept")
+    n = len(STEMS)
+    plain = score(folders, **arguments | {"keep_targets": None})
+    first = score(folders, **arguments)
+    assert sum(seen) == 2 * n * (N_SAMPLES + 1)
+    seen.clear()
+    again = score(folders, **arguments)
+    other = score(folders, "single", **arguments)
+    assert sum(seen) == n * (N_SAMPLES + 1)  # reconstructions only
+    assert plain.equals(first) and plain.equals(again)
+    assert other.equals(score(folders, "single", **arguments | {"keep_targets": None}))
+    (kept,) = (folders / "kept").iterdir()
+    trunk.network.register_buffer("weight", torch.ones(1))  # another network under this name
+    score(folders, **arguments)
+    Image.open(folders / "target" / "egg.png").rotate(90).save(folders / "target" / "egg.png")
+    score(folders, **arguments)
+    assert len(list((folders / "kept").iterdir())) == 3
+    for path in (folders / "kept").iterdir():
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DatasetError, match="clip_tiny-.* is damaged .*: remove it"):
+        score(folders, **arguments)
+
+
 def test_other_pictures_are_computed_anew(folders, counted):
     arguments = dict(names=["mse"], finished=folders / "f.json")
     first = score(folders, **arguments)

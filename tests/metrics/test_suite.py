@@ -24,7 +24,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from sgdm_utils.errors import WeightsNotAvailable
 from sgdm_utils.metrics import networks, pixels, suite, tables
-from sgdm_utils.metrics.classes import LPIPS, MSE, SSIM, PixCorr, TooFewPictures
+from sgdm_utils.metrics.classes import LPIPS, MSE, SSIM, PixCorr
 from sgdm_utils.metrics.features import (
     FID,
     KID,
@@ -34,6 +34,7 @@ from sgdm_utils.metrics.features import (
     TwoWay,
     correlation_matrix,
 )
+from sgdm_utils.metrics.protocol import TooFewPictures
 from sgdm_utils.metrics.retrieval import n_way_accuracy, retrieval_ranks
 
 N, N_SAMPLES = 9, 3
