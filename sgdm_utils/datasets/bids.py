@@ -13,7 +13,6 @@ What differs between studies is which column of `events.tsv` says what was seen;
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,8 +31,10 @@ from sgdm_utils.datasets.same_signal import require_different
 from sgdm_utils.datasets.sidecars import entities, find_sidecar, read_tsv
 from sgdm_utils.datasets.tables import check_magnitude, check_signal, in_order, natural_order
 from sgdm_utils.datasets.unreadable import explain, json_problem
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
+from sgdm_utils.stimuli.files import leading_out
 from sgdm_utils.workflow.content import require_content
+from sgdm_utils.workflow.formats import read_json
 
 EEG_EXTENSIONS = [".vhdr", ".edf", ".bdf", ".set"]
 KEY = ("sub", "ses", "task", "acq", "run")  # entities of a raw EEG recording, BIDS 1.10.0
@@ -229,6 +230,11 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
         A NaN or flat channel that is not marked as bad.
     """
     path = Path(bids_root) / recording["path"]
+    with reading(path, "a recording", "Copy it again, or export it again"):
+        return _read_recording(path, recording, bids_root, preload)
+
+
+def _read_recording(path: Path, recording: Any, bids_root: Path, preload: bool) -> mne.io.BaseRaw:
     raw, _ = _open_recording(path, Path(bids_root))
     eeg = mne.pick_types(raw.info, eeg=True, exclude=[])
     if "channels" in recording:
@@ -302,8 +308,10 @@ def _check_recordings(
     first: mne.io.BaseRaw | None = None
     positions, raws = [], []
     for _, recording in recordings.iterrows():
-        raw, source = _open_recording(Path(bids_root) / recording["path"], Path(bids_root))
-        check_magnitude(raw, str(Path(bids_root) / recording["path"]))
+        path = Path(bids_root) / recording["path"]
+        with reading(path, "a recording", "Copy it again, or export it again"):
+            raw, source = _open_recording(path, Path(bids_root))
+            check_magnitude(raw, str(path))
         positions.append(source)
         raws.append(raw)
         where, start = recording["path"], recordings.iloc[0]["path"]
@@ -362,7 +370,7 @@ def check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
     if sidecar is not None:
         if problem := json_problem(Path(sidecar)):  # epochs in a format that knows of none
             raise DatasetError(problem)
-        stated = json.loads(Path(sidecar).read_text(encoding="utf-8-sig")).get("RecordingDuration")
+        stated = read_json(Path(sidecar)).get("RecordingDuration")
     length = raw.n_times / raw.info["sfreq"]
     if isinstance(stated, int | float) and length < stated - 1:  # many sidecars are rounded
         raise DatasetError(
@@ -391,7 +399,7 @@ def check_channel_table(bids_path: mne_bids.BIDSPath) -> mne.io.BaseRaw:
         )
     if sidecar is None:
         return raw
-    names = read_tsv(Path(sidecar)).get("name", pd.Series(dtype=object)).tolist()
+    names = read_tsv(Path(sidecar)).get("name", pd.Series(dtype=object)).fillna("n/a").tolist()
     double = sorted({n for n in names if [str(m).lower() for m in names].count(str(n).lower()) > 1})
     if double:
         raise DatasetError(
@@ -506,7 +514,11 @@ def read_events(
             )
 
     onset = pd.to_numeric(table["onset"], errors="coerce")
-    refuse(onset.isna(), lambda i: f"the onset {table['onset'][i]!r} is no number", "Correct it")
+    refuse(
+        ~(onset.abs() < 1e9),
+        lambda i: f"the onset {table['onset'][i]!r} is no number",
+        "Correct it",
+    )
     duration = raw.n_times / raw.info["sfreq"]
     sample = (onset * raw.info["sfreq"]).round().astype(int)
     outside = (sample < 0) | (sample >= raw.n_times)
@@ -541,10 +553,15 @@ def read_events(
     if stimulus:
         files = table[stimulus].str.replace("\\", "/")
         folder = bids_root / "stimuli"
+        left = leading_out(folder, files.unique(), bids_root)
+        refuse(
+            files.isin(list(left)),
+            lambda i: f"the stimulus {files[i]!r} {left[files[i]]}",
+            f"A table must not reach other files of this machine: copy the picture into {folder}. If "
+            f"all pictures are kept elsewhere, let {folder} itself be a link to their folder",
+        )
         require_content(*(folder / f for f in files.unique()))
-        whole = {
-            f: ".." not in PurePosixPath(f).parts and (folder / f).is_file() for f in files.unique()
-        }
+        whole = {f: (folder / f).is_file() for f in files.unique()}
         refuse(
             ~files.map(whole).astype(bool),
             lambda i: f"the stimulus {files[i]!r} is not in {folder}{_hint(files[i], folder)}",

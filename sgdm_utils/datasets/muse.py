@@ -24,11 +24,12 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.datasets.tables import check_signal, natural_order
+from sgdm_utils.datasets.tables import check_magnitude, check_signal, natural_order
 from sgdm_utils.electrodes import STANDARD_MONTAGE
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.atomic import atomic_directory
+from sgdm_utils.workflow.formats import read_json
 
 ELECTRODES = ("TP9", "AF7", "AF8", "TP10")
 SFREQ = 256.0  # Hz, nominal rate of the device
@@ -92,6 +93,11 @@ def check_timing(
         raise DatasetError(
             f"{where}: the time stamps are fewer than one second's, or not all numbers"
         )
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        return _timing(timestamps, where, tolerance_s)
+
+
+def _timing(timestamps: np.ndarray, where: str, tolerance_s: float) -> dict[str, float]:
     rate = (len(timestamps) - 1) / (timestamps[-1] - timestamps[0])
     step = np.diff(timestamps)
     expected = timestamps[0] + np.arange(len(timestamps)) / rate
@@ -108,7 +114,7 @@ def check_timing(
             f"{int(step.argmax()) + 2}): packets were lost, later events would be misplaced. Cut "
             "the file there into two"
         )
-    if abs(rate / SFREQ - 1) > 0.005:
+    if not abs(rate / SFREQ - 1) <= 0.005:
         raise DatasetError(
             f"{where}: {rate:.2f} samples per second by the time stamps, not {SFREQ:g}. Is it a "
             "Muse file, and are the time stamps seconds?"
@@ -134,10 +140,10 @@ def read_csv(path: Path, marker_column: str = "Marker0") -> MuseRun:
         A NaN or flat channel.
     """
     path = Path(path)
-    try:
+    with reading(path, "a comma-separated table of numbers", "Export it again"):
         table = pd.read_csv(path, encoding="utf-8-sig", dtype=float, skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is no comma-separated table of numbers: {error}") from error
+        if not isinstance(table.index, pd.RangeIndex):
+            raise ValueError("its first line has fewer columns than the others")
     missing = [c for c in ("timestamps", *ELECTRODES, marker_column) if c not in table]
     if missing:
         raise DatasetError(
@@ -146,9 +152,9 @@ def read_csv(path: Path, marker_column: str = "Marker0") -> MuseRun:
         )
     timing = check_timing(table["timestamps"].to_numpy(), str(path))
     microvolts = table[list(ELECTRODES)].to_numpy().T
-    check_signal(microvolts, list(ELECTRODES), str(path))
+    check_signal(1e-6 * microvolts, list(ELECTRODES), str(path))
     marker = table[marker_column].to_numpy()
-    if not np.isfinite(marker).all() or (marker % 1).any() or not marker.any():
+    if not (np.abs(marker) < 1e9).all() or (marker % 1).any() or not marker.any():
         raise DatasetError(
             f"{path}: {marker_column} holds no marker, or one that is no whole number"
         )
@@ -175,6 +181,7 @@ def to_raw(run: MuseRun, events: Mapping[str, int]) -> mne.io.RawArray:
         )
     info = mne.create_info(list(ELECTRODES), SFREQ, "eeg", verbose="error")
     raw = mne.io.RawArray(run.microvolts * 1e-6, info, verbose="error")
+    check_magnitude(raw, str(run.source))
     raw.set_montage(STANDARD_MONTAGE, verbose="error")
     labels = [names[n] for n in run.marker[at]]
     raw.set_annotations(mne.Annotations(at / SFREQ, 0.0, labels))
@@ -285,7 +292,7 @@ def _refuse_known(runs: list[MuseRun], destination: Path) -> None:
     """Refuse a file that is there twice, also under another name or in an earlier session."""
     seen = {}
     for sidecar in destination.glob("sub-*/ses-*/eeg/*_eeg.json"):
-        seen[pd.read_json(sidecar, typ="series").get("SourceSHA256")] = sidecar.name
+        seen[str(read_json(sidecar).get("SourceSHA256"))] = sidecar.name
     for run in runs:
         if run.sha256 in seen:
             raise DatasetError(
