@@ -147,5 +147,5 @@ def _cost(folder: Path) -> tuple[float, float] | None:
         manifest = json.loads((folder / artifacts.MANIFEST).read_text(encoding="utf-8"))
         size = sum(facts["size"] for facts in manifest["files"].values())
         return float(manifest["provenance"]["wall_s"]), size / 1e6
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
