@@ -361,9 +361,10 @@ def _read_rows(path: Path, stored: Mapping[str, Any], mmap: bool) -> np.ndarray:
             f"{path.with_suffix('.ids.json').name}). Remove it and compute the features again"
         )
     features = read_npy(path, mmap, FeatureError)
-    if not features.ndim or len(features) != len(stored["ids"]):
+    rows = len(features) if features.ndim else 0
+    if rows != len(stored["ids"]):
         raise FeatureError(
-            f"{path} has the shape {features.shape} for the {len(stored['ids'])} images of its list: "
+            f"{path} has {rows} rows for the {len(stored['ids'])} images of its list: "
             "compute the features again"
         )
     return features

@@ -308,9 +308,8 @@ def read_state(path: Path, spec: TrunkSpec) -> dict[str, Any]:
     ValueError
         No state dict, a damaged file, or a program.
     """
-    remedy = f"It should hold weights of {spec.name}: fetch {spec.url} again"
     program = False
-    with reading(path, "an archive", remedy):
+    with reading(path, f"weights of {spec.name}", f"Fetch {spec.url} again"):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 program = any("/code/" in name for name in archive.namelist())

@@ -517,7 +517,7 @@ def test_a_wrong_table_is_named(study, spoil, message):
 
 def test_a_file_that_is_no_parquet_is_named(study):
     table_file(study, 1).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    refuses(r"metadata\.parquet is no parquet table", study)
+    refuses(r"metadata\.parquet cannot be read as a parquet table", study)
 
 
 def test_pictures_of_another_set_are_refused(study):

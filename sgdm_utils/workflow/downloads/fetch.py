@@ -261,7 +261,9 @@ def unpack(archive: Path, folder: Path) -> None:
                     raise DownloadError(f"{archive} holds no file")
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise DownloadError(f"{archive}: {error.filename} stands there twice") from error
-    except Exception as error:  # compressors have errors of their own, and damaged names the system's
+    except (
+        Exception
+    ) as error:  # compressors have errors of their own, and damaged names the system's
         known = isinstance(error, DownloadError) or getattr(error, "errno", None) in _DISK
         if known:
             raise
