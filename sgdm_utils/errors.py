@@ -1,6 +1,11 @@
-"""What users are told: errors that several rooms raise."""
+"""What users are told: errors that several rooms raise, and that of a file that cannot be read."""
 
 from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class DatasetError(ValueError):
@@ -13,3 +18,34 @@ class ChannelError(ValueError):
 
 class WeightsNotAvailable(RuntimeError):
     """Pretrained weights of a metric are not on this machine, so its row holds no number."""
+
+
+@contextlib.contextmanager
+def reading(
+    path: Path | str,
+    what: str,
+    remedy: str = "Copy it again",
+    error: type[Exception] = DatasetError,
+) -> Iterator[None]:
+    """Say which file it was, whatever damaged content leads the software that reads it to.
+
+    Parameters
+    ----------
+    path : Path, named in the message
+    what : str, what the file should be: "a picture"
+    remedy : str, what to do
+    error : the class that is raised
+
+    Raises
+    ------
+    error
+        For any exception inside, except one of this package that names a file: it passes as it is.
+    """
+    try:
+        yield
+    except Exception as cause:  # what a reader makes of arbitrary bytes is anybody's guess
+        own = type(cause).__module__.startswith("sgdm_utils")
+        if own and (Path(path).name in str(cause) or os.sep in str(cause)):
+            raise
+        said = str(cause) if own else f"{type(cause).__name__}: {cause}"[:500]
+        raise error(f"{path} cannot be read as {what} ({said}). {remedy}") from cause

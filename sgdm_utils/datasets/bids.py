@@ -29,6 +29,7 @@ from sgdm_utils.datasets.pauses import BAD, BESIDE_S, bad_stretches, beside_seam
 from sgdm_utils.datasets.positions import AS_MEASURED
 from sgdm_utils.datasets.sidecars import find_sidecar, read_tsv
 from sgdm_utils.errors import DatasetError
+from sgdm_utils.stimuli.files import leading_out
 from sgdm_utils.workflow.content import require_content
 
 
@@ -133,7 +134,11 @@ def read_events(
             )
 
     onset = pd.to_numeric(table["onset"], errors="coerce")
-    refuse(onset.isna(), lambda i: f"the onset {table['onset'][i]!r} is no number", "Correct it")
+    refuse(
+        ~(onset.abs() < 1e9),
+        lambda i: f"the onset {table['onset'][i]!r} is no number",
+        "Correct it",
+    )
     duration = raw.n_times / raw.info["sfreq"]
     sample = (onset * raw.info["sfreq"]).round().astype(int)
     outside = (sample < 0) | (sample >= raw.n_times)
@@ -168,10 +173,15 @@ def read_events(
     if stimulus:
         files = table[stimulus].str.replace("\\", "/")
         folder = bids_root / "stimuli"
+        left = leading_out(folder, files.unique(), bids_root)
+        refuse(
+            files.isin(list(left)),
+            lambda i: f"the stimulus {files[i]!r} {left[files[i]]}",
+            f"A table must not reach other files of this machine: copy the picture into {folder}. If "
+            f"all pictures are kept elsewhere, let {folder} itself be a link to their folder",
+        )
         require_content(*(folder / f for f in files.unique()))
-        whole = {
-            f: ".." not in PurePosixPath(f).parts and (folder / f).is_file() for f in files.unique()
-        }
+        whole = {f: (folder / f).is_file() for f in files.unique()}
         refuse(
             ~files.map(whole).astype(bool),
             lambda i: f"the stimulus {files[i]!r} is not in {folder}{_hint(files[i], folder)}",

@@ -6,7 +6,6 @@ the file, what is wrong in it and what to do. What was shown when is in `bids`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -30,8 +29,9 @@ from sgdm_utils.datasets.tables import (
     natural_order,
 )
 from sgdm_utils.datasets.unreadable import explain, json_problem
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.workflow.content import require_content
+from sgdm_utils.workflow.formats import read_json
 
 EEG_EXTENSIONS = [".vhdr", ".edf", ".bdf", ".set"]
 KEY = ("sub", "ses", "task", "acq", "run")  # entities of a raw EEG recording, BIDS 1.10.0
@@ -227,6 +227,11 @@ def read_recording(recording: Any, bids_root: Path, preload: bool = True) -> mne
         A NaN or flat channel that is not marked as bad.
     """
     path = Path(bids_root) / recording["path"]
+    with reading(path, "a recording", "Copy it again, or export it again"):
+        return _read_recording(path, recording, bids_root, preload)
+
+
+def _read_recording(path: Path, recording: Any, bids_root: Path, preload: bool) -> mne.io.BaseRaw:
     raw, _ = _open_recording(path, Path(bids_root))
     if "channels" in recording:
         raw = in_order(raw, recording["channels"], str(path))
@@ -297,8 +302,10 @@ def check_recordings(
     first: mne.io.BaseRaw | None = None
     positions, raws = [], []
     for _, recording in recordings.iterrows():
-        raw, source = _open_recording(Path(bids_root) / recording["path"], Path(bids_root))
-        check_magnitude(raw, str(Path(bids_root) / recording["path"]))
+        path = Path(bids_root) / recording["path"]
+        with reading(path, "a recording", "Copy it again, or export it again"):
+            raw, source = _open_recording(path, Path(bids_root))
+            check_magnitude(raw, str(path))
         positions.append(source)
         raws.append(raw)
         where, start = recording["path"], recordings.iloc[0]["path"]
@@ -357,7 +364,7 @@ def check_duration(raw: mne.io.BaseRaw, bids_path: mne_bids.BIDSPath) -> None:
     if sidecar is not None:
         if problem := json_problem(Path(sidecar)):  # epochs in a format that knows of none
             raise DatasetError(problem)
-        stated = json.loads(Path(sidecar).read_text(encoding="utf-8-sig")).get("RecordingDuration")
+        stated = read_json(Path(sidecar)).get("RecordingDuration")
     length = raw.n_times / raw.info["sfreq"]
     if isinstance(stated, int | float) and length < stated - 1:  # many sidecars are rounded
         raise DatasetError(
@@ -386,7 +393,7 @@ def check_channel_table(bids_path: mne_bids.BIDSPath) -> mne.io.BaseRaw:
         )
     if sidecar is None:
         return raw
-    names = read_tsv(Path(sidecar)).get("name", pd.Series(dtype=object)).tolist()
+    names = read_tsv(Path(sidecar)).get("name", pd.Series(dtype=object)).fillna("n/a").tolist()
     double = sorted({n for n in names if [str(m).lower() for m in names].count(str(n).lower()) > 1})
     if double:
         raise DatasetError(

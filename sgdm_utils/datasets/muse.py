@@ -23,11 +23,12 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets.muse_csv import PACKET, SFREQ, MuseRun, read_csv
-from sgdm_utils.datasets.tables import natural_order
+from sgdm_utils.datasets.tables import check_magnitude, natural_order
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.atomic import atomic_directory
+from sgdm_utils.workflow.formats import read_json
 
 N170_EVENTS = {"house": 1, "face": 2}
 LOST = "BAD lost"  # what MNE leaves out of fits, and 01 out of the trials
@@ -57,6 +58,7 @@ def to_raw(run: MuseRun, events: Mapping[str, int]) -> mne.io.RawArray:
         )
     info = mne.create_info(list(run.ch_names), SFREQ, "eeg", verbose="error")
     raw = mne.io.RawArray(run.microvolts * 1e-6, info, verbose="error")
+    check_magnitude(raw, str(run.source))
     raw.set_montage(STANDARD_MONTAGE, verbose="error")
     # lateness hides between which packets it was: the one on either side goes with them
     lost = [(max(0, start - PACKET), start + n + PACKET) for start, n in run.lost]
@@ -175,7 +177,7 @@ def _refuse_known(runs: list[MuseRun], destination: Path) -> None:
     """Refuse a file that is there twice, also under another name or in an earlier session."""
     seen = {}
     for sidecar in destination.glob("sub-*/ses-*/eeg/*_eeg.json"):
-        seen[pd.read_json(sidecar, typ="series").get("SourceSHA256")] = sidecar.name
+        seen[str(read_json(sidecar).get("SourceSHA256"))] = sidecar.name
     for run in runs:
         if run.sha256 in seen:
             raise DatasetError(

@@ -25,7 +25,7 @@ from scipy.ndimage import median_filter
 
 from sgdm_utils.datasets.tables import check_signal
 from sgdm_utils.electrodes import STANDARD_MONTAGE
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 
 ELECTRODES = ("TP9", "AF7", "AF8", "TP10")
 AUXILIARY = ("Right AUX", "AUX_RIGHT", "AUX", "AUX_R")  # what the fifth input is called
@@ -93,9 +93,9 @@ def find_losses(
     """
     n = len(timestamps)
     line = np.arange(n) + 2 if line is None else line
-    if not np.isfinite(timestamps).all():
+    if not (np.abs(timestamps) < 1e12).all():
         raise DatasetError(
-            f"{where}: {(~np.isfinite(timestamps)).sum()} time stamps are no numbers"
+            f"{where}: {(~(np.abs(timestamps) < 1e12)).sum()} time stamps are no times"
         )
     span = timestamps[-1] - timestamps[0] if n else 0.0
     if n < 2 * SFREQ:
@@ -205,6 +205,11 @@ def read_csv(
         A NaN or flat channel.
     """
     path = Path(path)
+    with reading(path, "a comma-separated table of numbers", "Export it again"):
+        return _read_csv(path, marker_column, aux, max_lost)
+
+
+def _read_csv(path: Path, marker_column: str, aux: str, max_lost: float) -> MuseRun:
     table = _open(path, marker_column)
     monitor = "TimeStamp" in table and "RAW_TP9" in table
     prefix, stamp = ("RAW_", "TimeStamp") if monitor else ("", "timestamps")
@@ -225,14 +230,14 @@ def read_csv(
     else:
         times = _numbers(table[stamp], path)
         rows, number = table.index, _numbers(table[marker_column].fillna("0"), path)
-        if not np.isfinite(number).all() or (number % 1).any():
+        if not (np.abs(number) < 1e9).all() or (number % 1).any():
             raise DatasetError(f"{path}: {marker_column} holds a marker that is no whole number")
         marked = np.flatnonzero(number)
         numbers = number[marked].astype(int)
     if not len(numbers):
         raise DatasetError(f"{path}: {wanted[-1]} holds no marker, so nothing says what was shown")
     microvolts = np.array([_numbers(table.loc[rows, c], path) for c in columns])
-    check_signal(microvolts, names, str(path))
+    check_signal(1e-6 * microvolts, names, str(path))
     lost, deviation, timing = find_losses(times, str(path), max_lost, rows.to_numpy() + 2)
     place = np.arange(len(times)) + np.cumsum(lost)  # of each row, lost samples counted
     if monitor:  # markers have stamps of their own: on the regular grid

@@ -2,7 +2,8 @@
 
 Public EEG is handed around as pickles, and a pickle is a program: it names functions and has them
 called. A pickle is looked through here before it is read: names other than those of NumPy arrays
-and plain containers, and instructions that these do not need, are refused.
+and plain containers, instructions that these do not need, deep nesting, and references that would make
+much of little are refused.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import psutil
 
+from sgdm_utils.datasets.pickle_shape import Shape, TooLarge
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import atomic
+from sgdm_utils.workflow.formats import read_header
 
-__all__ = ["UnsafePickleError", "convert", "load", "read_header"]
+__all__ = ["UnsafePickleError", "convert", "load"]
 
 AGAIN = "Download the file again and compare its checksum"
 _REMEDY = (
@@ -35,6 +38,7 @@ _REFUSED = (
     "EXT1 EXT2 EXT4 PERSID BINPERSID INST OBJ NEWOBJ NEWOBJ_EX NEXT_BUFFER READONLY_BUFFER".split()
 )
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
+_LARGEST_BITS, _MOST_LARGE = 1024, 1000  # of whole numbers, and how many beyond 64 bits
 
 
 class UnsafePickleError(DatasetError):
@@ -59,8 +63,9 @@ def load(path: Path) -> Any:
     Raises
     ------
     UnsafePickleError
-        The pickle names a function or class that arrays and plain containers do not need, or uses
-        an instruction that they do not need.
+        The pickle names a function or class that arrays and plain containers do not need, uses
+        an instruction that they do not need, is nested too deep, refers to itself, or would be far
+        larger than its file (`pickle_shape`).
     DatasetError
         No such file, an empty, damaged or truncated one, a pickle too large for the memory.
     """
@@ -116,37 +121,6 @@ def convert(path: Path) -> Path:
     return folder
 
 
-def read_header(stream: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype, bool, int]:
-    """Read the header of a `.npy` file and leave the stream behind it.
-
-    Returns
-    -------
-    shape : tuple of int
-    dtype : dtype
-    fortran_order : bool
-    offset : int, where the data begin, bytes
-
-    Raises
-    ------
-    DatasetError
-        When there is no such header or it cannot be understood.
-    """
-    try:
-        version = np.lib.format.read_magic(stream)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in readers:  # 3.0 differs in the names of record fields only
-            raise ValueError(f"version {version} of the format")
-        shape, fortran_order, dtype = readers[version](stream)
-    except ValueError as error:
-        raise DatasetError(
-            f"{path} has no header of a .npy array that can be read ({error}). {AGAIN}"
-        ) from error
-    return shape, dtype, fortran_order, stream.tell()
-
-
 def _converted(path: Path) -> Path:
     return path.with_name(f"{path.stem}.arrays")
 
@@ -179,18 +153,28 @@ def _unpickle(stream: BinaryIO, path: Path, size: int) -> Any:
 
 def _look_through(stream: BinaryIO, path: Path, start: int, size: int) -> None:
     """Refuse instructions and sizes that no data need, before any of them is followed."""
-    seen = 0
+    seen, large, shape = 0, 0, Shape(size)
     try:
-        for opcode, value, at in pickletools.genops(stream):
+        for opcode, value, at in pickletools.genops(_Bounded(stream, size)):
             seen += 1
             if opcode.name in _REFUSED and seen > 1:
                 raise UnsafePickleError(
                     f"{path} uses the pickle instruction {opcode.name} at byte {at}, which arrays "
                     f"and plain containers do not need. {_REMEDY}"
                 )
-            too_large = opcode.name in (*_MEMO, "FRAME") and value > size
+            # a pickler numbers what it remembers one by one
+            limit = seen if opcode.name in _MEMO else size
+            too_large = opcode.name in (*_MEMO, "FRAME") and value > limit
             if opcode.name in _REFUSED or too_large:
                 raise ValueError(f"{opcode.name} {value}")
+            bits = value.bit_length() if type(value) is int else 0
+            large += bits > 64  # many such numbers may all look alike to a dictionary
+            if large > _MOST_LARGE or bits > _LARGEST_BITS:
+                raise ValueError(f"a whole number of {bits} bits, one of {large} beyond 64")
+            shape.follow(opcode, value)
+        shape.check()
+    except TooLarge as error:
+        raise UnsafePickleError(f"{path} {error}. {_REMEDY}") from error
     except DatasetError:
         raise
     except Exception as error:
@@ -207,6 +191,19 @@ def _look_through(stream: BinaryIO, path: Path, start: int, size: int) -> None:
             f"{path}: {size - stream.tell()} bytes follow after the end of the data. Was something "
             f"appended to the file? {AGAIN}"
         )
+
+
+class _Bounded:
+    """A stream that is asked for no more bytes than it has: `read` reserves them first."""
+
+    def __init__(self, stream: BinaryIO, size: int):
+        self._stream, self._size = stream, size
+        self.readline, self.tell = stream.readline, stream.tell
+
+    def read(self, n: int) -> bytes:
+        if n > (left := self._size - self._stream.tell()):
+            raise ValueError(f"an item of {n} bytes, {left} are left")
+        return self._stream.read(n)
 
 
 class _Name:

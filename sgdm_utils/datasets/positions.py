@@ -11,7 +11,6 @@ BIDS 1.10.0, appendix "Coordinate systems" (axes and origins of the frames).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from sgdm_utils.datasets.sidecars import entities, find_sidecars, read_tsv
 from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.content import require_content
+from sgdm_utils.workflow.formats import read_json
 
 HEAD = ("CapTrak", "ElektaNeuromag", "ChietiItab")  # x right, y nose, z up, origin between the ears
 NOSE_LEFT_UP = ("EEGLAB", "EEGLAB-HJ", "CTF", "4DBti", "KitYokogawa")  # x nose, y left, z up
@@ -112,13 +112,14 @@ def _read(
     if not systems:
         return "no coordsystem.json", "electrodes.tsv", None, "nothing says what its axes mean"
     require_content(systems[0])
-    system = json.loads(systems[0].read_text(encoding="utf-8-sig"))
+    system = read_json(systems[0])
     frame, unit = str(system.get("EEGCoordinateSystem")), system.get("EEGCoordinateUnits")
     rows = read_tsv(table)
     if missing := [c for c in ("name", "x", "y", "z") if c not in rows]:
         return frame, "electrodes.tsv", None, f"no column {', '.join(missing)}"
     xyz = rows[["x", "y", "z"]].apply(pd.to_numeric, errors="coerce").to_numpy(float)
     name, xyz = rows["name"].tolist(), xyz[:, :3]
+    unit = unit if isinstance(unit, str) else None
     scale, label = _scale(xyz, unit), "electrodes.tsv"
     if scale is None:
         return frame, label, None, f"not a head in any unit (it says {unit!r})"
@@ -157,14 +158,17 @@ def _scale(xyz: np.ndarray, unit: Any) -> float | None:
 def _landmarks(system: dict, frame: str, unit: Any) -> list[np.ndarray] | None:
     """Nasion and the points before the ears in metres, where they are given in the same frame."""
     points = system.get("AnatomicalLandmarkCoordinates") or {}
+    other = system.get("AnatomicalLandmarkCoordinateUnits", unit)
     if system.get("AnatomicalLandmarkCoordinateSystem", frame) != frame:
         return None
     try:
         xyz = np.array([points[name] for name in LANDMARKS], float)
     except (KeyError, TypeError, ValueError):
         return None
-    scale = _scale(xyz, system.get("AnatomicalLandmarkCoordinateUnits", unit))
-    return None if scale is None or xyz.shape != (3, 3) else list(xyz * scale)
+    if xyz.shape != (3, 3) or not np.isfinite(xyz).all():
+        return None
+    scale = _scale(xyz, other if isinstance(other, str) else unit)
+    return None if scale is None else list(xyz * scale)
 
 
 def _fault(info: mne.Info) -> str:

@@ -28,7 +28,7 @@ from sgdm_utils.datasets.tables import (
     in_order,
 )
 from sgdm_utils.datasets.things_eeg2 import arrays, runs
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.stimuli import pictures as stimuli_pictures
 
 
@@ -194,22 +194,26 @@ def read_raw(dataset: str, recording: Mapping[str, Any], root: Path) -> mne.io.B
         Values whose size is not that of EEG in volts, or what the module of the form refuses.
     """
     read = bids_recordings.read_recording if dataset in OWN else FORMS[dataset].module.read_raw
-    raw, where = read(recording, root), str(Path(root) / recording["path"])
-    check_magnitude(raw, where)
-    return in_order(raw, recording["channels"], where) if "channels" in recording else raw
+    where = str(Path(root) / recording["path"])
+    with reading(where, "a recording", "Copy it again, or export it again"):
+        raw = read(recording, root)
+        check_magnitude(raw, where)
+        return in_order(raw, recording["channels"], where) if "channels" in recording else raw
 
 
 def read_epochs(dataset: str, recording: Mapping[str, Any], root: Path) -> EpochedSignal:
-    """Open the trials of one file that holds epochs; a few are looked at.
+    """Open the trials of one file that holds epochs; 20 of them are read, to see their size.
 
     Raises
     ------
-    DatasetError
+    DatasetError, ChannelError
         Values whose size is not that of their unit, or what the module of the form refuses.
     """
-    signal = FORMS[dataset].module.read_epochs(recording, root)
-    check_epochs(signal, str(Path(root) / recording["path"]))
-    return signal
+    where = str(Path(root) / recording["path"])
+    with reading(where, "epochs", "Download it again"):
+        signal = FORMS[dataset].module.read_epochs(recording, root)
+        check_epochs(signal, where)
+        return signal
 
 
 def picture_folder(dataset: str) -> str | None:
@@ -244,4 +248,4 @@ def read_pictures(
     read: Callable = stimuli_pictures.from_files
     if dataset == "kilogram":
         read = kilogram_pictures.stimulus_set
-    return read(folder, images, size)
+    return read(folder, images, size, Path(root))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.workflow.content import require_content
 
 
@@ -82,11 +82,14 @@ def find_sidecar(recording: Path, root: Path, ending: str) -> Path | None:
 def read_tsv(path: Path) -> pd.DataFrame:
     """Read a BIDS table as text: byte order mark skipped, `n/a` and empty cells missing."""
     require_content(path)
-    try:
+    with reading(path, "a table of tab-separated UTF-8 text", "Correct it, or copy it again"):
         table = pd.read_csv(
             path, sep="\t", dtype=object, encoding="utf-8-sig", na_values=["n/a", ""],
             keep_default_na=False, quoting=3,
         )  # fmt: skip
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is no table of tab-separated UTF-8 text: {error}") from error
-    return table.rename(columns=str.strip)
+        table = table.rename(columns=str.strip)
+        if not isinstance(table.index, pd.RangeIndex):  # the first cells would be names of rows
+            raise ValueError("its first line has fewer columns than the others")
+        if double := sorted(table.columns[table.columns.duplicated()]):
+            raise ValueError(f"two columns are called {double[0]!r}")
+    return table

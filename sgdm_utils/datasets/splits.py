@@ -20,8 +20,9 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.workflow.atomic import atomic_file, digest_file
+from sgdm_utils.workflow.formats import read_json
 
 SPLITS = ("train", "val", "test")
 REQUIRED = ("image_id", "concept", "split")
@@ -393,12 +394,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     sidecar = Path(path).with_suffix(".json")
     if not sidecar.is_file():
         raise SplitError(f"{sidecar} is missing: run notebook 00_data, which freezes the split")
-    try:
-        return json.loads(sidecar.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SplitError(
-            f"{sidecar} is no JSON ({error}): restore it, or freeze the split again"
-        ) from error
+    return read_json(sidecar, remedy="Restore it, or freeze the split again", error=SplitError)
 
 
 def read_split(path: Path) -> pd.DataFrame:
@@ -419,8 +415,13 @@ def read_split(path: Path) -> pd.DataFrame:
             f"{sidecar.name}). Restore it, or freeze the new split on purpose with "
             "write_split(..., overwrite=True)"
         )
-    table = pd.read_csv(
-        path, sep="\t", dtype=dict.fromkeys(REQUIRED, str), na_values=["n/a"], keep_default_na=False
-    )
-    assert_split_integrity(table)
+    with reading(path, "a split", "Restore it, or freeze the split again", SplitError):
+        table = pd.read_csv(
+            path,
+            sep="\t",
+            dtype=dict.fromkeys(REQUIRED, str),
+            na_values=["n/a"],
+            keep_default_na=False,
+        )
+        assert_split_integrity(table)
     return table

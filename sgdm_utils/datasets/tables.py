@@ -24,8 +24,14 @@ EVENT_COLUMNS = (
     "subject", "session", "run", "trial", "onset_s", "sample", "image_id", "concept", "stim_file",
     "repetition",
 )  # fmt: skip
-SMALLEST_V, TYPICAL_V, LARGEST_V = 5e-7, 5e-5, 5e-3  # span of EEG within a second
-LARGEST_CHANNEL_V = 0.5  # beyond the range of any amplifier
+#: Span within a second, or a trial: smallest, typical and largest of the median channel, and the largest
+#: of any, which for volts is beyond the range of every amplifier.
+SPANS = {"volts": (5e-7, 5e-5, 5e-3, 0.5), "whitened": (0.05, 5.0, 500.0, 1e5)}
+SMALLEST_V, LARGEST_V = (
+    1e-9,
+    10.0,
+)  # span of a channel over a recording: less than a step, above any offset
+RATES = (1.0, 1e6)  # Hz
 IMAGE_COLUMNS = ("image_id", "concept", "stim_file", "n_trials")
 
 
@@ -120,7 +126,7 @@ def natural_order(names: pd.Series) -> pd.Series:
 
 
 def check_signal(data: np.ndarray, ch_names: list[str], where: str) -> None:
-    """Refuse samples that are not numbers and channels without any signal.
+    """Refuse samples that are no numbers or that nothing records, and channels without any signal.
 
     Parameters
     ----------
@@ -133,15 +139,22 @@ def check_signal(data: np.ndarray, ch_names: list[str], where: str) -> None:
     ChannelError
         With the channel, the number of samples concerned, and the remedy.
     """
-    finite = np.isfinite(data)
-    if not finite.all():
-        worst = int((~finite).sum(1).argmax())
+    lost = [int((~np.isfinite(row)).sum()) for row in data]  # row by row, lest memory doubles
+    # away from its own level, which direct current may lift
+    far = (
+        [int((np.abs(row - np.median(row)) > LARGEST_V).sum()) for row in data]
+        if not any(lost)
+        else lost
+    )
+    if any(far):
+        worst = int(np.argmax(far))
+        what = "NaN or infinite" if any(lost) else f"more than {LARGEST_V:g} V off its median"
         raise ChannelError(
-            f"{where}: channel {ch_names[worst]!r} holds {int((~finite[worst]).sum())} samples that "
-            "are NaN or infinite. Mark it as bad in channels.tsv (status 'bad') or export the "
+            f"{where}: channel {ch_names[worst]!r} holds {far[worst]} samples that "
+            f"are {what}. Mark it as bad in channels.tsv (status 'bad') or export the "
             "recording again."
         )
-    flat = np.ptp(data, axis=1) == 0
+    flat = np.ptp(data, axis=1) < SMALLEST_V
     if flat.any():
         names = [ch_names[i] for i in np.flatnonzero(flat)]
         raise ChannelError(
@@ -182,7 +195,7 @@ def in_order(raw: mne.io.BaseRaw, channels: Sequence[str], where: str) -> mne.io
 
 
 def check_magnitude(raw: mne.io.BaseRaw, where: str) -> None:
-    """Refuse EEG whose size is that of another unit.
+    """Refuse EEG whose size is that of another unit, and rates that are none.
 
     The span of 20 single seconds is compared with what amplifiers on a scalp give: 10 to 300 µV,
     less in a quiet montage, millivolts with mains or loose electrodes.
@@ -197,54 +210,71 @@ def check_magnitude(raw: mne.io.BaseRaw, where: str) -> None:
     DatasetError
         With the factor that it looks like and where the unit is written.
     """
+    check_rate(raw.info["sfreq"], where)
     names = [raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True)]  # bad ones are left out
     if not names:
         return
     n_samples = min(raw.n_times, max(2, round(raw.info["sfreq"])))
     starts = np.linspace(0, raw.n_times - n_samples, 20).astype(int)
     blocks = [raw.get_data(names, i, i + n_samples, verbose="error") for i in np.unique(starts)]
-    _check_span(np.median([np.ptp(block, axis=1) for block in blocks], axis=0), names, where)
+    _check_spans([np.ptp(block, axis=1) for block in blocks], names, where, "volts")
 
 
 def check_epochs(signal: EpochedSignal, where: str) -> None:
-    """Refuse published epochs whose size is not that of what they are said to be.
-
-    Twenty trials are looked at: in volts as `check_magnitude` does, whitened ones by their standard
-    deviation, which the whitening of single trials makes 1.
+    """Refuse trials whose size is not that of their unit; 20 of them are read.
 
     Raises
     ------
     DatasetError
+        With the factor that it looks like.
+    ChannelError
+        A trial that holds what is no number.
     """
+    check_rate(signal.sfreq, where)
     rows = np.unique(np.linspace(0, len(signal.data) - 1, 20).astype(int))
-    trials = np.asarray([signal.data[i] for i in rows], float)
-    if signal.unit == "volts":
-        _check_span(np.median(np.ptp(trials, axis=2), axis=0), signal.ch_names, where)
-        return
-    size = float(np.median(trials.std(axis=2)))
-    if np.isfinite(size) and not 0.01 < size < 100:
+    block = np.asarray(signal.data[rows], dtype=np.float64)
+    if not np.isfinite(block).all():
+        trial, channel = np.argwhere(~np.isfinite(block))[0][:2]
+        raise ChannelError(
+            f"{where}: trial {rows[trial]}, channel {signal.ch_names[channel]!r} holds what is NaN or "
+            "infinite. Download the file again"
+        )
+    _check_spans(np.ptp(block, axis=2), list(signal.ch_names), where, signal.unit)
+
+
+def check_rate(sfreq: float, where: str) -> None:
+    """Refuse a sampling rate that no EEG has."""
+    if not RATES[0] <= sfreq <= RATES[1]:
         raise DatasetError(
-            f"{where}: trials are said to be whitened, which makes their standard deviation 1, and it "
-            f"is {size:.2g}. Were they saved in another unit? Take the file as it was published"
+            f"{where}: a sampling rate of {sfreq:g} Hz, and EEG is sampled at {RATES[0]:g} to "
+            f"{RATES[1]:g}. Correct it in the header, or copy the file again"
         )
 
 
-def _check_span(span: np.ndarray, names: Sequence[str], where: str) -> None:
-    """Refuse spans of channels (volts, within a second) that are those of another unit."""
+def _check_spans(spans: Sequence[np.ndarray], names: list[str], where: str, unit: str) -> None:
+    """Compare spans of channels, shape (n_blocks, n_channels), with those that their unit has."""
+    with np.errstate(invalid="ignore"):
+        span = np.median(spans, axis=0)
     if not np.isfinite(span).all() or not (span > 0).any():
         return  # `check_signal` says more of these
+    smallest, usual, largest, extreme = SPANS[unit]
     typical = float(np.median(span[span > 0]))
-    extreme = span.max()
-    if SMALLEST_V <= typical <= LARGEST_V and extreme <= LARGEST_CHANNEL_V:
+    one = smallest <= typical <= largest
+    if one and span.max() <= extreme:
         return
-    one = SMALLEST_V <= typical <= LARGEST_V
-    value = extreme if one else typical
+    value = span.max() if one else typical
     which = f"channel {names[int(span.argmax())]!r}" if one else "the EEG"
-    power = 3 * max(-3, min(3, round(np.log10(value / TYPICAL_V) / 3)))
-    power = power or (3 if value > TYPICAL_V else -3)
+    power = 3 * max(-3, min(3, round(np.log10(value / usual) / 3)))
+    power = power or (3 if value > usual else -3)
+    looks = f"it looks 10^{abs(power)} times too {'large' if power > 0 else 'small'}"
+    if unit == "whitened":
+        raise DatasetError(
+            f"{where}: {which} spans {value:.2g} within a trial (median), whitened EEG some 3 to 10: "
+            f"{looks}. Is it the whitened file? Download it again"
+        )
     raise DatasetError(
-        f"{where}: {which} spans {value:.2g} V within a second (median), EEG some 10 to 300 µV: it "
-        f"looks 10^{abs(power)} times too {'large' if power > 0 else 'small'}. Read as volts is "
+        f"{where}: {which} spans {value:.2g} V within a second (median), EEG some 10 to 300 µV: "
+        f"{looks}. Read as volts is "
         "what the header gives no unit that is known (EDF and BDF: physical dimension uV or mV; "
         "BrainVision: unit of [Channel Infos]; EEGLAB: data are microvolts always). Correct the unit "
         f"there, or save the data multiplied by 1e{-power}"

@@ -23,7 +23,8 @@ import pandas as pd
 from sgdm_utils.datasets import bids, bids_recordings, sidecars
 from sgdm_utils.datasets.pauses import BAD, find_pauses, mark_seams
 from sgdm_utils.datasets.tables import StudyTables
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
+from sgdm_utils.stimuli.files import require_inside
 
 COLUMNS = (
     "onset", "duration", "eventnumber", "objectnumber", "object", "sequencenumber",
@@ -150,7 +151,8 @@ def _read_events(
     """Events of one person and the number of targets; `pictures` remembers which files exist."""
     path = root / recording["path"]
     # checked before; MNE-BIDS would turn 24,648 rows into annotations again, which takes long
-    raw = mne.io.read_raw_brainvision(path, verbose="error")
+    with reading(path, "a recording"):
+        raw = mne.io.read_raw_brainvision(path, verbose="error")
     channels = path.with_name(path.name.rsplit("_", 1)[0] + "_channels.tsv")
     kinds = sidecars.read_tsv(channels).get("type") if channels.is_file() else None
     n_eeg = len(raw.ch_names) if kinds is None else int((kinds == "EEG").sum())
@@ -170,12 +172,15 @@ def _read_events(
     mapping = bids.EventMapping(stimulus_column=None, label_column="stim", keep={"istarget": keep})
     part = bids.read_events(recording, root, mapping, raw)
     files = part["image_id"].map(_relative)
+    stim = table["stim"].map(_relative, na_action="ignore")
+
+    def where(name: str) -> str:
+        return f"{sidecar}, line {table.index[stim == name][0] + 2}"
+
+    require_inside(root / "stimuli", set(files) - set(pictures), root, where)
     for name in files.unique():
         if not pictures.setdefault(name, (root / "stimuli" / name).is_file()):
-            line = table.index[table["stim"].map(_relative, na_action="ignore") == name][0] + 2
-            raise DatasetError(
-                f"{sidecar}, line {line}: {root / 'stimuli' / name} is missing. {PICTURES}"
-            )
+            raise DatasetError(f"{where(name)}: {root / 'stimuli' / name} is missing. {PICTURES}")
     part["stim_file"] = files
     part["image_id"] = [PurePosixPath(f).with_suffix("").as_posix() for f in files]
     part["concept"] = [PurePosixPath(f).parent.name for f in files]

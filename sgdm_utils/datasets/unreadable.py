@@ -127,7 +127,7 @@ def json_problem(file: Path) -> str:
         )
     try:
         fields = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"{file} is no JSON in UTF-8 ({error}). Correct it there"
     if not isinstance(fields, dict):
         return f"{file} holds a {type(fields).__name__}; a BIDS sidecar is an object {{...}}"

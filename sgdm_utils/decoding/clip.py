@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sgdm_utils.decoding.features import FeatureError, FeatureOrderError, compute_features
+from sgdm_utils.errors import reading
 from sgdm_utils.stimuli.files import read_picture, stated
 from sgdm_utils.workflow.atomic import digest_file
 
@@ -94,8 +95,11 @@ def load_clip(
     elif not pretrained:
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise ValueError(f"CLIP model {name!r} needs `pretrained`; known tags: {', '.join(tags)}")
-    model = open_clip.create_model(name, pretrained=pretrained, device=device, output_dict=False)
-    return model.eval().requires_grad_(False), open_clip.get_tokenizer(name)
+    with reading(name.removeprefix("local-dir:"), "a CLIP", "Copy it again, or train it again"):
+        model = open_clip.create_model(
+            name, pretrained=pretrained, device=device, output_dict=False
+        )
+        return model.eval().requires_grad_(False), open_clip.get_tokenizer(name)
 
 
 def clip_pixels(pictures: np.ndarray, model: nn.Module) -> torch.Tensor:

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.workflow import locks
 from sgdm_utils.workflow.atomic import atomic_file, digest_file
+from sgdm_utils.workflow.formats import read_json, read_npy
 
 
 class PartialFeaturesIgnored(UserWarning):
@@ -180,9 +181,13 @@ class _Growing:
         if not self.part.is_file():
             return f"{self.part.name} is gone"
         try:
-            stored = json.loads(self.state.read_text(encoding="utf-8"))
+            stored = read_json(self.state)
             done, digest = stored["done"], stored["sha256"]
             theirs = {name: stored[name] for name in ("ids", "identity", "batch")}
+            if type(done) is not int or not isinstance(theirs["ids"], list):
+                raise TypeError(f"done is {done!r}")
+            if not isinstance(theirs["identity"], dict):
+                raise TypeError("no identity")
         except (ValueError, KeyError, TypeError) as error:
             return f"{self.state.name} cannot be read ({type(error).__name__})"
         wanted = {"identity": self.identity, "batch": self.batch}
@@ -337,16 +342,15 @@ def read_ids(path: Path) -> dict[str, Any]:
             raise FeatureError(
                 f"{file} is missing: remove what is left of {path.name}, and compute the features"
             )
-    try:
-        content = json.loads(sidecar.read_text(encoding="utf-8"))
+    with reading(sidecar, "a list of image ids", "Compute the features again", FeatureError):
+        content = read_json(sidecar, object)
         if isinstance(content, list):
-            return {"ids": content, "sha256": None, "identity": {}}
+            content = {"ids": content, "sha256": None, "identity": {}}
+        if not all(isinstance(image, str) for image in content["ids"]):
+            raise TypeError("an id is no text")
+        if not isinstance(content["identity"], dict) or not isinstance(content["ids"], list):
+            raise TypeError("it holds no list of ids, or no identity")
         return {name: content[name] for name in ("ids", "sha256", "identity")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise FeatureError(
-            f"{sidecar} is no list of image ids ({type(error).__name__}: {error}): compute the "
-            "features again"
-        ) from error
 
 
 def _read_rows(path: Path, stored: Mapping[str, Any], mmap: bool) -> np.ndarray:
@@ -356,15 +360,11 @@ def _read_rows(path: Path, stored: Mapping[str, Any], mmap: bool) -> np.ndarray:
             f"{path} is not the file that was written (its checksum is not the one in "
             f"{path.with_suffix('.ids.json').name}). Remove it and compute the features again"
         )
-    try:
-        features = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    features = read_npy(path, mmap, FeatureError)
+    rows = len(features) if features.ndim else 0
+    if rows != len(stored["ids"]):
         raise FeatureError(
-            f"{path} cannot be read ({error}): compute the features again"
-        ) from error
-    if len(features) != len(stored["ids"]):
-        raise FeatureError(
-            f"{path} has {len(features)} rows for the {len(stored['ids'])} images of its list: "
+            f"{path} has {rows} rows for the {len(stored['ids'])} images of its list: "
             "compute the features again"
         )
     return features

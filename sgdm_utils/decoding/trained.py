@@ -6,7 +6,6 @@ One file format, one reader: an encoder is ``encoder.json`` (its arguments) and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,26 @@ from sgdm_utils.decoding.clip import CLIP_MEAN, CLIP_STD, load_clip
 from sgdm_utils.decoding.encoders import SGDMEncoder
 from sgdm_utils.decoding.features import load_features
 from sgdm_utils.decoding.structure import StructureVAE
+from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.workflow.artifacts import Artifact
+from sgdm_utils.workflow.formats import read_json, read_npz
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write the weights of a module as safetensors, from wherever they are."""
     save_file({k: v.detach().contiguous().cpu() for k, v in module.state_dict().items()}, path)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a file of safetensors.
+
+    Raises
+    ------
+    DatasetError
+        Names a file that is damaged.
+    """
+    with reading(path, "weights", "Run the notebook that writes it again"):
+        return load_file(path)
 
 
 def load_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
@@ -38,7 +51,7 @@ def load_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
     KeyError
         When the file has no such part; the message names those that it has.
     """
-    weights = load_file(path)
+    weights = read_weights(path)
     found = {
         k.removeprefix(f"{prefix}."): v for k, v in weights.items() if k.startswith(f"{prefix}.")
     }
@@ -50,7 +63,7 @@ def load_part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
 
 def open_architecture(artifact: Artifact | Path) -> dict:
     """Arguments of `SGDMEncoder` as an artifact stores them; electrode positions are not among them."""
-    return json.loads((artifact / "encoder.json").read_text(encoding="utf-8"))
+    return read_json(artifact / "encoder.json")
 
 
 def open_encoder(
@@ -70,19 +83,24 @@ def open_encoder(
     -------
     SGDMEncoder in evaluation mode, on the CPU, gradients on
     """
-    encoder = SGDMEncoder(**open_architecture(artifact), positions=positions)
     path = artifact / "encoder.safetensors"
-    weights = load_file(path)
+    weights = read_weights(path)
+    with reading(artifact / "encoder.json", "an encoder's arguments", "Train it again"):
+        encoder = SGDMEncoder(**open_architecture(artifact), positions=positions)
     if prefix is None and any(k.startswith("encoder.") for k in weights):
         prefix = "encoder"
-    encoder.load_state_dict(load_part(path, prefix) if prefix else weights)
+    with reading(path, "weights of the encoder in encoder.json", "Train it again"):
+        encoder.load_state_dict(load_part(path, prefix) if prefix else weights)
     return encoder.eval()
 
 
 def open_structure_vae(artifact: Artifact | Path) -> StructureVAE:
     """Open the structure VAE of an artifact `structure`, in evaluation mode, gradients off."""
-    vae = StructureVAE(**json.loads((artifact / "structure_vae.json").read_text(encoding="utf-8")))
-    vae.load_state_dict(load_file(artifact / "structure_vae.safetensors"))
+    with reading(artifact / "structure_vae.json", "arguments of a structure VAE", "Train it again"):
+        vae = StructureVAE(**read_json(artifact / "structure_vae.json"))
+    path = artifact / "structure_vae.safetensors"
+    with reading(path, "weights of the VAE in structure_vae.json", "Train it again"):
+        vae.load_state_dict(read_weights(path))
     return vae.eval().requires_grad_(False)
 
 
@@ -114,8 +132,14 @@ def open_targets(encoder: Artifact | Path, image_ids: Sequence[str]) -> Targets:
     FeatureOrderError
         When the stored ids are not these.
     """
-    scale = np.load(encoder / "target_scale.npz")
+    scale = read_npz(encoder / "target_scale.npz", ["center", "spread"])
     embeddings = load_features(encoder / "image_embeddings.npy", image_ids)
+    width = embeddings.shape[1:]
+    if not scale["center"].shape == scale["spread"].shape == width:
+        raise DatasetError(
+            f"{encoder / 'target_scale.npz'} holds arrays of shapes {scale['center'].shape} and "
+            f"{scale['spread'].shape}, embeddings have {width}: run 03_contrastive_alignment again"
+        )
     return Targets(embeddings, scale["center"], scale["spread"])
 
 

@@ -89,6 +89,11 @@ def use_style() -> None:
     plt.rcParams.update(_STYLE)
 
 
+def plain(text: object) -> str:
+    """Text of the data as it is written: between two dollar signs matplotlib reads a formula."""
+    return str(text).replace("$", r"\$")
+
+
 def draw_chance(ax: plt.Axes, value: float, label: str = "chance", vertical: bool = False) -> None:
     """Dashed line at the chance level."""
     line = ax.axvline if vertical else ax.axhline
@@ -104,7 +109,7 @@ def show_picture(ax: plt.Axes, picture: np.ndarray, title: str = "", **kwargs) -
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
     if title:
-        ax.set_title(title, fontsize=7, pad=2)
+        ax.set_title(plain(title), fontsize=7, pad=2)
 
 
 def picture_rows(
@@ -122,9 +127,9 @@ def picture_rows(
             ax.axis("off")
         for ax, picture in zip(axis_row, pictures, strict=False):
             show_picture(ax, picture)
-        axis_row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        axis_row[0].set_ylabel(plain(label), rotation=0, ha="right", va="center", fontsize=8)
     for ax, title in zip(axes[0], titles or [], strict=False):
-        ax.set_title(title, fontsize=6.5, pad=2)
+        ax.set_title(plain(title), fontsize=6.5, pad=2)
 
 
 def picture_grid(
@@ -191,7 +196,7 @@ def raw_excerpt(
         ax.plot(times, np.clip(x, -200, 200) - i * step, linewidth=0.6, color=colour)
     for onset in events["onset_s"][events["onset_s"].between(start_s, stop_s)].unique():
         ax.axvline(onset, color="#CCCCCC", linewidth=0.6, zorder=0)
-    ax.set_yticks([-i * step for i in range(len(picks))], [raw.ch_names[p] for p in picks])
+    ax.set_yticks([-i * step for i in range(len(picks))], [plain(raw.ch_names[p]) for p in picks])
     ax.set(xlabel="time (s)", xlim=(start_s, stop_s), title=f"channels {step:g} microvolt apart")
 
 
@@ -207,7 +212,7 @@ def spectra(raws: Mapping[str, mne.io.BaseRaw]) -> None:
         power = 10 * np.log10(psd.get_data() * 1e12 + 1e-6)
         ax.plot(psd.freqs, power.T, color=COLOURS["eeg"], alpha=0.25, linewidth=0.6)
         ax.plot(psd.freqs, np.median(power, axis=0), color=COLOURS["seen"], linewidth=1.2)
-        ax.set(title=name, xlabel="frequency (Hz)", ylim=(-45, 45))
+        ax.set(title=plain(name), xlabel="frequency (Hz)", ylim=(-45, 45))
     axes[0, 0].set_ylabel("power (dB, µV²/Hz)")
 
 
@@ -239,7 +244,9 @@ def evoked(
     average = mne.EvokedArray(average_uv * 1e-6, info, tmin=times[0], nave=n_trials)
     if len(info["ch_names"]) < 8:
         _, ax = plt.subplots(figsize=(8, 2.6))
-        ax.plot(times * 1000, average.data.T * 1e6, label=info["ch_names"])
+        ax.plot(
+            times * 1000, average.data.T * 1e6, label=[plain(name) for name in info["ch_names"]]
+        )
         ax.legend(ncols=4)
     else:
         fig, axes = plt.subplots(1, 5, figsize=(10, 2.6), width_ratios=[2.6, 1, 1, 1, 1])
@@ -275,8 +282,8 @@ def ceiling_maps(
     styles = [("#9A9A9A", "-"), (COLOURS["eeg"], "-"), (COLOURS["seen"], ":")]
     for ax, (name, c), (colour, line) in zip(axes, ceilings.items(), styles, strict=False):
         image = ax.imshow(c, aspect="auto", vmin=0, vmax=top, extent=extent)
-        ax.set(title=name, xlabel="time (ms)", ylabel="channel" if ax is axes[0] else "")
-        axes[-1].plot(times * 1000, c.mean(0), color=colour, linestyle=line, label=name)
+        ax.set(title=plain(name), xlabel="time (ms)", ylabel="channel" if ax is axes[0] else "")
+        axes[-1].plot(times * 1000, c.mean(0), color=colour, linestyle=line, label=plain(name))
     fig.colorbar(image, ax=axes[len(ceilings) - 1], label="reliability")
     draw_chance(axes[-1], chance, "no repetition")
     axes[-1].axvline(0, color="#BBBBBB", linewidth=0.8)
@@ -297,9 +304,9 @@ def similarity(matrix: np.ndarray, labels: Sequence[str], title: str) -> None:
     """A similarity matrix with one label for each row."""
     fig, ax = plt.subplots(figsize=(6.2, 5.2))
     image = ax.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
-    ax.set_yticks(range(len(labels)), labels, fontsize=5)
+    ax.set_yticks(range(len(labels)), list(map(plain, labels)), fontsize=5)
     ax.set_xticks([])
-    ax.set_title(title)
+    ax.set_title(plain(title))
     fig.colorbar(image, ax=ax, label="cosine")
 
 
@@ -321,7 +328,7 @@ def retrieval_bars(table: pd.DataFrame, metrics: Sequence[str]) -> None:
             style = {"color": colours[key], "ecolor": "#444444", "error_kw": {"linewidth": 1}}
             ax.bar(x, rows["value"], 0.19, yerr=_errors(rows), label=label, **style)
         draw_chance(ax, here["chance"].iloc[0])
-        ax.set_xticks(range(len(subjects)), subjects)
+        ax.set_xticks(range(len(subjects)), list(map(plain, subjects)))
         ax.set(title=f"{metric}, gallery of {int(here['n'].iloc[0])}", ylim=(0, 1.05))
     axes[0, 0].set_ylabel("accuracy")
     axes[0, -1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))

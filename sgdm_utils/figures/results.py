@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import to_rgb
 
-from sgdm_utils.figures.panels import COLOURS, draw_chance, draw_topography
+from sgdm_utils.figures.panels import COLOURS, draw_chance, draw_topography, plain
 
 #: What a reader is told that a condition is, in the order of all figures and tables.
 CONDITIONS = {
@@ -185,7 +185,7 @@ def subject_dots(
             ax.vlines(x, rows["ci_low"], rows["ci_high"], color=colour, linewidth=2.2)
             style = {"color": colour, "markersize": 5.5, "markeredgecolor": "white"}
             ax.plot(x, rows["value"], "o", label=label, **style)
-        ax.set_xticks(range(len(subjects)), subjects)
+        ax.set_xticks(range(len(subjects)), list(map(plain, subjects)))
         ax.set_xlim(-0.6, len(subjects) - 0.4)
         low, high = here["value"].min(), ax.get_ylim()[1]
         ax.set_ylim(min(0.0, low) - 0.03 * high, high)  # from zero, lest differences look larger
@@ -228,7 +228,7 @@ def mosaic(
     ax = fig.add_axes((0, 0, 1, 1))
     small = {"fontsize": 8, "color": "#555555", "linespacing": 1.05}
     for i, title in enumerate(titles):
-        ax.text(left + i * step + 0.5, top - 0.12, title, ha="center", va="bottom", **small)
+        ax.text(left + i * step + 0.5, top - 0.12, plain(title), ha="center", va="bottom", **small)
     ax.text(end, top - 0.12, note_title, va="bottom", **small)
     y = top
     for label, pictures in rows.items():
@@ -238,9 +238,9 @@ def mosaic(
             (name, -0.17 if detail else 0, {"fontsize": 11, "fontweight": "bold", "color": tint}),
             (detail, 0.17, small),
         ):
-            ax.text(left - 0.18, y + 0.5 + shift, text, ha="right", va="center", **style)
+            ax.text(left - 0.18, y + 0.5 + shift, plain(text), ha="right", va="center", **style)
         note = {"va": "center", "fontsize": 9.5, "color": tint, "linespacing": 1.2}
-        ax.text(end, y + 0.5, notes.get(label, ""), **note)
+        ax.text(end, y + 0.5, plain(notes.get(label, "")), **note)
         for i, picture in enumerate(pictures):
             x = left + i * step
             ax.imshow(picture, extent=(x, x + 1, y + 1, y), interpolation="nearest", aspect="auto")
@@ -296,12 +296,12 @@ def reliability_and_maps(
     shades = np.linspace(0.45, 1.0, len(ceilings))
     for (subject, reliability), shade in zip(ceilings.items(), shades, strict=True):
         colour = 1 - shade * (1 - np.array(to_rgb(COLOURS["eeg"])))
-        axes[0].plot(times * 1000, reliability.mean(0), color=colour, label=subject)
+        axes[0].plot(times * 1000, reliability.mean(0), color=colour, label=plain(subject))
     draw_chance(axes[0], 0.0, "nothing repeats")
     axes[0].set(xlabel="time (ms)", ylabel="reliability", title="noise ceiling")
     axes[0].legend(fontsize=7)
     axes[1].plot(times * 1000, evoked_uv.T, color=COLOURS["eeg"], alpha=0.35, linewidth=0.7)
-    axes[1].set(xlabel="time (ms)", ylabel="µV", title=title)
+    axes[1].set(xlabel="time (ms)", ylabel="µV", title=plain(title))
     limit = np.abs(evoked_uv).max()
     for ax, moment in zip(axes[2:], moments_s, strict=False):
         values = evoked_uv[:, np.abs(times - moment).argmin()]

@@ -8,7 +8,6 @@ A model card beside a saved pipeline: what it is, how to call it, what it must n
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import sgdm_utils.generation.autoencoder
 import sgdm_utils.generation.decoder
 import sgdm_utils.generation.posterior  # noqa: F401
 from sgdm_utils.decoding.training import training_dtype
+from sgdm_utils.errors import reading
 from sgdm_utils.generation.conditioning import fold_maps, guided_colours
 from sgdm_utils.generation.decoder import Decoded
 from sgdm_utils.generation.guide import category_direction, guided_velocity
@@ -52,6 +52,7 @@ from sgdm_utils.generation.samplers import (
 )
 from sgdm_utils.workflow import atomic
 from sgdm_utils.workflow.artifacts import Artifact
+from sgdm_utils.workflow.formats import read_json
 
 #: Parts that stay in float32 whatever the networks compute in.
 EXACT = ("vae", "decoder", "classifier", "posterior")
@@ -146,8 +147,8 @@ class SGDMPipeline(DiffusionPipeline):
                 f"no pipeline in {folder}: model_index.json is missing. Notebook "
                 "05_diffusion_training writes it to the folder `model` of its artifact."
             )
-        index = json.loads((folder / "model_index.json").read_text())
-        parts = [k for k, v in index.items() if isinstance(v, list) and v[0] is not None]
+        index = read_json(folder / "model_index.json")
+        parts = [k for k, v in index.items() if isinstance(v, list) and v and v[0] is not None]
         lost = [part for part in parts if part not in kwargs and not (folder / part).is_dir()]
         if lost:
             raise FileNotFoundError(
@@ -157,12 +158,13 @@ class SGDMPipeline(DiffusionPipeline):
         for name in {"dtype", "torch_dtype"} & kwargs.keys():
             if isinstance(kwargs[name], torch.dtype):
                 kwargs[name] = {"default": kwargs[name]} | dict.fromkeys(EXACT, torch.float32)
-        pipe = super().from_pretrained(folder, **kwargs)
-        if "scheduler" in kwargs and (folder / "scheduler").is_dir():
-            trained = getattr(diffusers, index["scheduler"][1]).from_pretrained(
-                folder, subfolder="scheduler"
-            )
-            pipe._alphas_bar = trained.alphas_cumprod
+        with reading(folder, "a pipeline", "Run 05_diffusion_training again, or copy all of it"):
+            pipe = super().from_pretrained(folder, **kwargs)
+            if "scheduler" in kwargs and (folder / "scheduler").is_dir():
+                trained = getattr(diffusers, index["scheduler"][1]).from_pretrained(
+                    folder, subfolder="scheduler"
+                )
+                pipe._alphas_bar = trained.alphas_cumprod
         return pipe
 
     def to(self, *args, **kwargs) -> SGDMPipeline:

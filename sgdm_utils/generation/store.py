@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sgdm_utils.workflow import atomic
+from sgdm_utils.workflow.formats import read_npy
 
 
 class PictureStore:
@@ -48,8 +49,11 @@ class PictureStore:
         if not path.is_file():
             return None
         try:
-            return np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            pictures = read_npy(path)
+            if pictures.dtype != np.uint8 or pictures.ndim != 4:
+                raise ValueError(f"{pictures.dtype} of shape {pictures.shape}")
+            return pictures
+        except ValueError as error:
             warnings.warn(f"{path.name} is damaged and drawn again ({error})", stacklevel=2)
             return None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.metrics import tables
 from sgdm_utils.metrics.folders import score_folders
 from sgdm_utils.metrics.networks import Precision, Trunk, clip_trunk
@@ -127,7 +127,8 @@ def _substitutes(given: list[str], device: str, precision: Precision) -> dict[st
 
 
 def _read_captions(path: str) -> dict[str, str]:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    with reading(path, "captions", "Write it as CSV with the columns stem and caption"):
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     lacking = {"stem", "caption"} - set(table.columns)
     if lacking:
         raise DatasetError(f"{path} lacks the column {sorted(lacking)[0]}: it needs stem, caption")

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sgdm_utils.decoding.clip import weights_digest
-from sgdm_utils.errors import DatasetError, WeightsNotAvailable
+from sgdm_utils.errors import WeightsNotAvailable, reading
 from sgdm_utils.metrics import tables
 from sgdm_utils.metrics.features import extract
 from sgdm_utils.metrics.networks import Precision, Trunk, find_weights
@@ -44,6 +44,7 @@ from sgdm_utils.metrics.suite import (
 from sgdm_utils.stimuli.files import Colour, read_rgb
 from sgdm_utils.stimuli.pictures import picture_digest
 from sgdm_utils.workflow.atomic import atomic_file, digest_file, digest_listing
+from sgdm_utils.workflow.formats import read_json
 
 VERSION = 1  # of the computation; a higher one makes stored results of a lower one void
 BLOCK_BYTES = 512e6  # features of reconstructions that are held at once
@@ -353,25 +354,25 @@ class Finished:
         self._path, self._content = path, {"inputs": inputs, "metrics": {}}
         if path is None or not path.is_file():
             return
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["inputs"] == inputs and isinstance(stored["metrics"], dict):
+        with reading(path, "finished metrics", "Remove it, or give another name"):
+            stored = read_json(path)
+            if not isinstance(stored["metrics"], dict):
+                raise TypeError("metrics is no mapping")
+            if stored["inputs"] == inputs:
                 self._content = stored
-        except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(
-                f"{path} holds no finished metrics ({type(error).__name__}): remove it, or give "
-                "another name"
-            ) from error
 
     def get(self, name: str, key: dict[str, object]) -> Result | str | None:
         """The stored result of a metric, if it was computed from the very same things."""
         entry = self._content["metrics"].get(name)
-        if not entry or entry["made_with"] != key:
+        if not entry:
             return None
-        if "note" in entry:
-            return entry["note"]
-        result = entry["result"]
-        return Result(**result | {"chance": math.nan if (c := result["chance"]) is None else c})
+        with reading(self._path or name, "finished metrics", "Remove it, or give another name"):
+            if entry["made_with"] != key:
+                return None
+            if "note" in entry:
+                return entry["note"]
+            result = entry["result"]
+            return Result(**result | {"chance": math.nan if (c := result["chance"]) is None else c})
 
     def add(self, results: Mapping[str, Result | str], keys: Mapping[str, dict]) -> None:
         """Keep more results; a reader of the file sees all of them or none."""

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sgdm_utils.errors import WeightsNotAvailable
+from sgdm_utils.errors import DatasetError, WeightsNotAvailable, reading
 from sgdm_utils.metrics.pixels import PROTOCOL_SIZE, resized
 from sgdm_utils.metrics.protocol import (
     CLIP_MEAN,
@@ -309,29 +309,29 @@ def read_state(path: Path, spec: TrunkSpec) -> dict[str, Any]:
         No state dict, a damaged file, or a program.
     """
     program = False
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            program = any("/code/" in name for name in archive.namelist())
+    with reading(path, f"weights of {spec.name}", f"Fetch {spec.url} again"):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                program = any("/code/" in name for name in archive.namelist())
+                size = sum(member.file_size for member in archive.infolist())
+                if size > 2 * path.stat().st_size:  # torch stores, it does not pack
+                    raise ValueError(f"it claims {size} bytes unpacked")
     # OpenAI's file is one; it is run only where it is known to be that
     if program and digest_file(path) != spec.sha256:
-        raise ValueError(
+        raise DatasetError(
             f"{path} is a TorchScript program of unknown origin, which is not run here: "
             "save its state dict as .safetensors and give that file"
         )
-    try:
+    with reading(path, f"weights of {spec.name}", f"Fetch {spec.url} again"):
         if path.suffix == ".safetensors":
             return load_file(path)
         if program:
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a reader makes of arbitrary bytes is anybody's guess
-        raise ValueError(
-            f"{path} cannot be read as weights of {spec.name} ({type(error).__name__}): fetch "
-            f"{spec.url} again"
-        ) from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path} holds a {type(state).__name__}, expected a state dict")
-    return state.get("state_dict", state)
+        state = state.get("state_dict", state) if isinstance(state, dict) else state
+        if not isinstance(state, dict):
+            raise DatasetError(f"{path} holds a {type(state).__name__}, expected a state dict")
+        return state
 
 
 def _catalogued(file: str) -> str:

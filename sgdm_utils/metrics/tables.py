@@ -21,6 +21,7 @@ import pandas as pd
 from filelock import FileLock
 from numpy.typing import ArrayLike
 
+from sgdm_utils.errors import reading
 from sgdm_utils.metrics.statistics import N_RESAMPLES, bootstrap_interval, nested_mean
 from sgdm_utils.workflow import locks
 from sgdm_utils.workflow.atomic import atomic_file
@@ -168,8 +169,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no table {path}: run the notebook that writes it")
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.reader(file))
+    with reading(path, "a table", "Run the notebook that writes it again", TableError):
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
     if not lines or tuple(lines[0]) != COLUMNS:
         raise TableError(f"{path}: the header is {lines[:1]}, expected {', '.join(COLUMNS)}")
     rows = []
@@ -180,9 +182,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
             rows.append({name: _parse(name, c) for name, c in zip(COLUMNS, cells, strict=True)})
         except ValueError as error:
             raise TableError(f"{path}, line {number}: {error}") from None
-    table = pd.DataFrame(_check_rows(rows, str(path)), columns=list(COLUMNS))
-    types = dict.fromkeys(FLOAT_COLUMNS, "float64") | {"seed": "Int64", "n": "int64"}
-    return table.astype(types | {"transductive": "bool"})
+    with reading(path, "a table", "Run the notebook that writes it again", TableError):
+        table = pd.DataFrame(_check_rows(rows, str(path)), columns=list(COLUMNS))
+        types = dict.fromkeys(FLOAT_COLUMNS, "float64") | {"seed": "Int64", "n": "int64"}
+        return table.astype(types | {"transductive": "bool"})
 
 
 def _check_rows(rows: Iterable[Mapping[str, object]], where: str) -> list[dict[str, object]]:
@@ -335,8 +338,11 @@ def publish_table(
     if not isinstance(rows, pd.DataFrame):
         return merge_seeds(target, rows)
     with _locked(target):
-        earlier = pd.read_csv(target) if target.is_file() else None
-        table = replace_seeds(earlier, rows)
+        with reading(
+            target, "a table of the report", "Remove it, and run all its seeds again", TableError
+        ):
+            earlier = pd.read_csv(target) if target.is_file() else None
+            table = replace_seeds(earlier, rows)
         with atomic_file(target) as part:
             digits = f"%.{SIGNIFICANT_DIGITS}g"
             table.to_csv(part, index=False, float_format=digits, lineterminator="\n")

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from sgdm_utils.datasets.pickles import read_header
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.signals.writing import TrialWriter, convert
+from sgdm_utils.workflow.formats import read_header
 
 __all__ = ["Averages", "TrialFile", "TrialFiles", "TrialWriter", "convert"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ import torch
 
 from sgdm_utils.datasets import splits
 from sgdm_utils.electrodes import electrode_positions
+from sgdm_utils.errors import reading
 from sgdm_utils.signals.files import Averages, TrialFile, TrialFiles
 from sgdm_utils.signals.quality import repetition_groups
 from sgdm_utils.workflow.artifacts import Artifact
+from sgdm_utils.workflow.formats import read_json, read_npy, read_npz, read_parquet
 from sgdm_utils.workflow.notebook import Run
 
 
@@ -107,11 +108,13 @@ def unwhitening(artifact: Artifact) -> tuple[np.ndarray, np.ndarray]:
         where nothing was whitened, and where each session had a whitener of its own: such trials
         are alike as they are, and would not be in microvolts.
     """
-    with np.load(artifact / "whiteners.npz") as file:
+    path = artifact / "whiteners.npz"
+    with reading(path, "whiteners", "Run 01_preprocessing again"):
+        file = read_npz(path, ["channels", "times"])
         left, right = file["channels"], file["times"]
-    if len(left) > 1:
-        return np.eye(left.shape[1]), np.eye(right.shape[1])
-    return np.linalg.inv(left[0]), np.linalg.inv(right[0])
+        if len(left) > 1:
+            return np.eye(left.shape[1]), np.eye(right.shape[1])
+        return np.linalg.inv(left[0]), np.linalg.inv(right[0])
 
 
 def load_trials(run: Run, subjects: Sequence[str], memory_bytes: int = 1 << 30) -> TrialSet:
@@ -133,8 +136,10 @@ def load_trials(run: Run, subjects: Sequence[str], memory_bytes: int = 1 << 30) 
     eeg, tables, artifacts, first = [], [], [], None
     for i, subject in enumerate(subjects):
         artifact = run.read("preprocessing", subject)
-        montage = json.loads((artifact / "montage.json").read_text())
-        key = (list(montage["positions_m"]), montage["sfreq"], montage["tmin"])
+        montage = read_json(artifact / "montage.json")
+        with reading(artifact / "montage.json", "a montage", "Run 01_preprocessing again"):
+            key = (list(montage["positions_m"]), float(montage["sfreq"]), float(montage["tmin"]))
+            np.array(list(montage["positions_m"].values()), float).reshape(-1, 3)
         first = first or (subject, key)
         if key != first[1]:
             names = ("channels", "sampling rate", "start of the epoch")
@@ -146,7 +151,7 @@ def load_trials(run: Run, subjects: Sequence[str], memory_bytes: int = 1 << 30) 
                 "result of 00_data with the same parameters for both"
             )
         eeg.append(TrialFile(artifact / "eeg.npy"))
-        table = pd.read_parquet(artifact / "trials.parquet").assign(subject_index=i)
+        table = read_parquet(artifact / "trials.parquet").assign(subject_index=i)
         tables.append(table)
         artifacts.append(artifact)
     table = pd.concat(tables, ignore_index=True)
@@ -157,7 +162,7 @@ def load_trials(run: Run, subjects: Sequence[str], memory_bytes: int = 1 << 30) 
         eeg=files[:] if 4 * math.prod(files.shape) <= memory_bytes else files,
         table=table,
         positions=electrode_positions(chs),
-        times=np.load(artifacts[0] / "times.npy"),
+        times=read_npy(artifacts[0] / "times.npy"),
         sfreq=montage["sfreq"],
         artifacts=artifacts,
         transductive=any(artifact.notes["transductive"] for artifact in artifacts),

@@ -16,6 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sgdm_utils.errors import reading
+from sgdm_utils.workflow.formats import read_npz
+
 METHODS = ("flip-flop", "marginals")
 _BLOCK_BYTES = 32 << 20  # of float32: trials that are held at once
 _KEPT_BYTES = 1 << 30  # of float32 residuals that are kept rather than read and centred six times
@@ -289,10 +292,9 @@ class NoiseModel:
     @classmethod
     def load(cls, path: str | Path) -> NoiseModel:
         """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as f:
-            lost = {"channel_covariance", "time_covariance", "n_trials"} - set(f.files)
-            if lost:
-                raise NoiseError(f"{path} holds no noise model: {sorted(lost)[0]} is missing")
+        wanted = ("channel_covariance", "time_covariance", "n_trials", "method", "shrinkage")
+        with reading(path, "a noise model", "Measure the noise again", NoiseError):
+            f = read_npz(path, wanted)
             channel_shrinkage, time_shrinkage = f["shrinkage"].tolist()
             return cls(
                 f["channel_covariance"], f["time_covariance"], int(f["n_trials"]),

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sgdm_utils.errors import reading
 from sgdm_utils.simulation.brain import Brain
+from sgdm_utils.workflow.formats import read_npz
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def save_truth(
 
 def load_truth(path: Path) -> Truth:
     """Read what `save_truth` wrote."""
-    with np.load(path, allow_pickle=False) as f:
+    with reading(path, "the truth of a simulated person", "Run 00_data again"):
+        f = read_npz(path)
         brain = Brain(f["topographies"], f["time_courses"], f["stage"], {})
         return Truth(brain, f["features"], f["image_ids"].tolist(), float(f["sfreq"]))
 

@@ -16,9 +16,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.stimuli import concepts, scenes, tangrams
-from sgdm_utils.stimuli.files import read_picture
+from sgdm_utils.stimuli.files import read_picture, require_inside
 from sgdm_utils.stimuli.maps import _outline, structure_from_picture
+from sgdm_utils.workflow.formats import read_npy
 
 COLUMNS = (
     "image_id", "kind", "concept", "category", "split", "shown", "caption", "shape", "colour",
@@ -90,30 +92,34 @@ class StimulusSet:
         ------
         FileNotFoundError
             Names the missing file.
-        ValueError
-            If row counts differ, or a picture is not the one its table row describes.
+        DatasetError
+            If a file is damaged, row counts differ, or a picture is not the one of its table row.
         """
         folder = Path(folder)
         for name in ("stimuli.tsv", *(f"{a}.npy" for a in _ARRAYS)):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} is missing; write the stimuli again (00)")
         words = dict.fromkeys(("image_id", "shape", "texture", "body", "crown", "digest"), str)
-        table = pd.read_csv(
-            folder / "stimuli.tsv", sep="\t", dtype=words, keep_default_na=False, na_values=["NaN"]
-        )
-        arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in _ARRAYS}
-        try:
+        with reading(folder / "stimuli.tsv", "a table of pictures", "Write the stimuli again (00)"):
+            table = pd.read_csv(
+                folder / "stimuli.tsv",
+                sep="\t",
+                dtype=words,
+                keep_default_na=False,
+                na_values=["NaN"],
+            )
+        arrays = {name: read_npy(folder / f"{name}.npy") for name in _ARRAYS}
+        with reading(folder, "pictures with their table", "Write the stimuli again"):
             loaded = cls(table, **arrays)
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}; write the stimuli again") from error
-        for image_id, digest, picture in zip(
-            table["image_id"], table["digest"], loaded.pictures, strict=True
-        ):
-            if picture_digest(picture) != digest:
-                raise ValueError(
-                    f"{folder / 'pictures.npy'}: the picture in the row of {image_id!r} is not the "
-                    "one in stimuli.tsv (other order, or another file); write the stimuli again"
-                )
+            for image_id, digest, picture in zip(
+                table["image_id"], table["digest"], loaded.pictures, strict=True
+            ):
+                if picture_digest(picture) != digest:
+                    raise DatasetError(
+                        f"{folder / 'pictures.npy'}: the picture in the row of {image_id!r} is not "
+                        "the one in stimuli.tsv (other order, or another file); write the stimuli "
+                        "again"
+                    )
         return loaded
 
 
@@ -268,7 +274,9 @@ def attribute_matrix(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     return np.stack(columns, axis=1).astype(np.float32), names
 
 
-def from_files(folder: Path, images: pd.DataFrame, size: int) -> StimulusSet:
+def from_files(
+    folder: Path, images: pd.DataFrame, size: int, root: Path | None = None
+) -> StimulusSet:
     """Pictures of somebody's own study, read from files and brought to one size.
 
     Structure comes from `structure_from_picture`, the caption from the column `caption` or else
@@ -279,12 +287,14 @@ def from_files(folder: Path, images: pd.DataFrame, size: int) -> StimulusSet:
     folder : Path, what `stim_file` is relative to
     images : DataFrame with `image_id`, `concept`, `split`, `stim_file`
     size : int, pixels per side
+    root : Path, of the data set, if pictures may be links to elsewhere in it
 
     Raises
     ------
     PictureError
-        If a file leaves open what was shown, see `files.read_rgb`.
+        A name that leads out of the folder (`files.leading_out`); if a file leaves open what was shown, see `files.read_rgb`.
     """
+    require_inside(Path(folder), images["stim_file"], root, lambda name: "the table of images")
     files = [Path(folder) / name for name in images["stim_file"]]
     pictures = np.stack([read_picture(file, size) for file in files])
     silhouettes, edges = map(np.stack, zip(*map(structure_from_picture, pictures), strict=True))

@@ -12,6 +12,7 @@ import pandas as pd
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli.maps import structure_map
 from sgdm_utils.workflow.artifacts import Artifact
+from sgdm_utils.workflow.formats import read_npy, read_parquet
 
 
 class StoredStimuli:
@@ -32,7 +33,7 @@ class StoredStimuli:
 
     def __init__(self, folder: Path | Artifact) -> None:
         self._folder = folder
-        self.table = pd.read_parquet(folder / "stimuli.parquet")
+        self.table = read_parquet(folder / "stimuli.parquet", ["image_id"])
 
     def __len__(self) -> int:
         return len(self.table)
@@ -40,17 +41,17 @@ class StoredStimuli:
     @cached_property
     def pictures(self) -> np.ndarray:
         """uint8 array of shape (n, height, width, 3), on the disk."""
-        return np.load(self._folder / "pictures.npy", mmap_mode="r")
+        return read_npy(self._folder / "pictures.npy", mmap=True)
 
     @cached_property
     def silhouettes(self) -> np.ndarray:
         """bool array of shape (n, height, width)."""
-        return np.load(self._folder / "silhouettes.npy")
+        return read_npy(self._folder / "silhouettes.npy")
 
     @cached_property
     def edges(self) -> np.ndarray:
         """bool array of shape (n, height, width)."""
-        return np.load(self._folder / "edges.npy")
+        return read_npy(self._folder / "edges.npy")
 
     @cached_property
     def structure_maps(self) -> np.ndarray:
@@ -60,12 +61,12 @@ class StoredStimuli:
     @cached_property
     def pieces(self) -> np.ndarray:
         """uint8 array of shape (n, height, width): the tan at each pixel, 0 where there is none."""
-        return np.load(self._folder / "pieces.npy")
+        return read_npy(self._folder / "pieces.npy")
 
     @cached_property
     def relations(self) -> np.ndarray:
         """int8 array of shape (n, 7, 7): relations of the seven tans, -1 where there are none."""
-        return np.load(self._folder / "relations.npy")
+        return read_npy(self._folder / "relations.npy")
 
     @cached_property
     def row_of(self) -> pd.Series:

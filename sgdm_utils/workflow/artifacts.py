@@ -286,7 +286,7 @@ def _open(
         artifact = Artifact(folder, manifest)
         content = content_digest(manifest["files"], artifact.parameters, artifact.notes)
         sound = seal == _seal(manifest) and artifact.content_digest == content
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IncompleteArtifactError(
             f"{paths.relative(folder / MANIFEST)} cannot be read ({type(error).__name__}: {error}): "
             f"it is damaged or of an earlier version. Make it anew: {_command(place)}"

@@ -21,6 +21,7 @@ import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sgdm_utils.errors import reading
 from sgdm_utils.workflow import atomic, paths
 
 PACKAGE = "sgdm_utils"
@@ -78,13 +79,14 @@ def lock_digest() -> str | None:
 
 def code_cells(path: Path) -> list[str]:
     """Return the sources of a notebook's code cells, without the parameters."""
-    notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-    return [
-        source if isinstance(source := cell["source"], str) else "".join(source)
-        for cell in notebook["cells"]
-        if cell["cell_type"] == "code"
-        and not _PARAMETER_TAGS.intersection(cell["metadata"].get("tags", []))
-    ]
+    content = Path(path).read_bytes()
+    with reading(path, "a notebook", "Restore it from git"):
+        return [
+            source if isinstance(source := cell["source"], str) else "".join(source)
+            for cell in json.loads(content)["cells"]
+            if cell["cell_type"] == "code"
+            and not _PARAMETER_TAGS.intersection(cell["metadata"].get("tags", []))
+        ]
 
 
 def module_digests(sources: Sequence[str], beside: Path | None = None) -> dict[str, str]:

@@ -56,13 +56,14 @@ def declared(notebook: Path) -> dict[str, Parameter]:
     """
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ParameterError(f"this is no notebook ({error})") from error
-    tagged = [cell for cell in cells if _TAG in cell.get("metadata", {}).get("tags", [])]
+        tagged = [cell for cell in cells if _TAG in cell.get("metadata", {}).get("tags", [])]
+        sources = [cell["source"] for cell in tagged]
+        sources = [s if isinstance(s, str) else "".join(s) for s in sources]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ParameterError(f"this is no notebook ({type(error).__name__}: {error})") from error
     if len(tagged) != 1:
         raise ParameterError(f"{len(tagged)} cells are tagged '{_TAG}' where there must be one")
-    source = tagged[0]["source"]
-    return parse(source if isinstance(source, str) else "".join(source))
+    return parse(sources[0])
 
 
 def parse(source: str) -> dict[str, Parameter]:

@@ -7,6 +7,7 @@ to `fastjsonschema`, and only when the answer is no is `jsonschema` asked why.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
     import jsonschema
 
 
+_PLAIN = ("str", "int", "float", "bool", "null", "seq", "map")
+_KINDS = {"timestamp": "date", "binary": "bytes"}
+_MISLEADING = re.compile(r".*[:_]|[-+]?0[0-9]")  # sexagesimal, grouped, octal
+
+
 class StrictLoader(yaml.SafeLoader):
     """Safe YAML that refuses what is easily something else than what was meant.
 
     A key that stands twice in one mapping (plain YAML keeps the last), keys and values that are
-    neither text, number, truth value, list nor mapping (2026-11-29 is a date, 1 no name), and
-    references to other places (a few lines of them can stand for gigabytes).
+    neither text, number, truth value, list nor mapping (2026-11-29 is a date, 1 no name), numbers that
+    are read as others than they look (1:30 is 90, 010 is 8), and references to other places (a few lines
+    of them can stand for gigabytes).
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
@@ -34,12 +41,19 @@ class StrictLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        value = super().construct_object(node, deep)
-        if type(value).__name__ in ("date", "datetime", "bytes", "set"):
-            kind = type(value).__name__
+        kind = node.tag.rpartition(":")[2]
+        text = node.value if isinstance(node.value, str) else node.tag
+        if kind not in _PLAIN:
             raise yaml.constructor.ConstructorError(
-                None, None, f"{node.value!r} is read as a {kind}: put it in quotes", node.start_mark
-            )
+                None, None, f"{text!r} is read as a {_KINDS.get(kind, kind)}: put it in quotes",
+                node.start_mark,
+            )  # fmt: skip
+        value = super().construct_object(node, deep)
+        if kind in ("int", "float") and _MISLEADING.match(text):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{text!r} is read as {value!r}: write that, or put it in quotes",
+                node.start_mark,
+            )  # fmt: skip
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:

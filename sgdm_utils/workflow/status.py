@@ -150,5 +150,5 @@ def _cost(folder: Path) -> tuple[float, float, float] | None:
         size = sum(facts["size"] for facts in manifest["files"].values())
         told = manifest["provenance"]
         return float(told["wall_s"]), size / 1e6, float(told["peak_rss_mb"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

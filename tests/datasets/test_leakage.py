@@ -467,9 +467,9 @@ def test_records_are_stored_and_read(trials, tmp_path):
     assert read_records(path) == records
     for broken in ("[{}]", "{", '[{"kind": "Other"}]', '[{"kind": "FitRecord", "name": "x"}]', "[3]"):  # fmt: skip
         path.write_text(broken)
-        with pytest.raises(DatasetError, match=r"fits\.json holds no records"):
+        with pytest.raises(DatasetError, match=r"fits\.json cannot be read as (JSON|records)"):
             read_records(path)
-    with pytest.raises(DatasetError, match="holds no records"):
+    with pytest.raises(DatasetError, match="cannot be read as JSON"):
         read_records(tmp_path / "none.json")
 
 

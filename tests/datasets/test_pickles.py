@@ -149,7 +149,7 @@ def test_shared_objects_stay_shared(tmp_path):
         assert_same(read, shared)
         assert np.shares_memory(read["a"], read["b"][0])
     shared["self"] = shared
-    with pytest.raises(DatasetError, match="damaged"):  # no published file contains itself
+    with pytest.raises(DatasetError, match="contains itself"):  # no published file does
         load(write(tmp_path / "d.npy", shared))
 
 
@@ -321,13 +321,13 @@ PAGE = b"<!DOCTYPE html><html><body>Too many requests</body></html>"
         (bytes(1000), "neither .* a pickle"),
         (pickle.dumps([1]) + b"\n", "1 bytes follow"),
         (pickle.dumps([1]) * 2, "bytes follow"),
-        (b"\x80\x09.", "damaged near byte"),
+        (b"\x80\x09.", "truncated or damaged"),
         (b"\x80\x04K\x01\xff.", "damaged"),
         (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.", "truncated"),
         (b"\x80\x04\x8e\x00\x00\x00\x00\x00\x00\x00\x10.", "truncated"),
         (b"\x80\x05\x96\x00\x00\x00\x00\x00\x00\x00\x10.", "truncated"),
-        (b"\x80\x04h\x05.", "damaged near byte"),
-        (b"\x80\x04.", "damaged near byte"),
+        (b"\x80\x04h\x05.", "truncated or damaged"),
+        (b"\x80\x04.", "truncated or damaged"),
         (b"\x93NUMPY\x07\x00" + bytes(100), "no header"),
         (b"\x93NUMPY\x01\x00\x10\x00__import__('os') ", "no header"),
     ],

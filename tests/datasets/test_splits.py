@@ -247,5 +247,5 @@ def test_a_broken_sidecar_is_named(tmp_path):
     path = tmp_path / "split.tsv"
     splits.write_split(path, splits.from_partition(published(), np.random.default_rng(0), 5))
     path.with_suffix(".json").write_text(json.dumps({"sha256": "0" * 64})[:-5])
-    with pytest.raises(SplitError, match=r"split\.json is no JSON"):
+    with pytest.raises(SplitError, match=r"split\.json cannot be read as JSON"):
         splits.read_split(path)

@@ -445,10 +445,12 @@ def test_a_model_that_predicts_something_else(copied):
 def test_a_damaged_configuration(copied):
     parts = copied("sd15")
     (parts.model / "unet" / "config.json").write_text('{"cross')
-    with pytest.raises(ValueError, match=r"unet/config.json is damaged"):
+    with pytest.raises(ValueError, match=r"unet/config.json cannot be read as JSON.*is damaged"):
         load(parts, "sd15")
     (parts.model / "model_index.json").write_text("[]")
-    with pytest.raises(ValueError, match="model_index.json is damaged .it holds no object"):
+    with pytest.raises(
+        ValueError, match="model_index.json cannot be read as JSON .*it holds a list"
+    ):
         load(parts, "sd15")
 
 
@@ -544,7 +546,9 @@ def test_the_published_sizes_of_adapters():
 def test_an_adapter_that_cannot_be_read(copied):
     parts = copied("sd15")
     parts.ip_adapter.write_bytes(parts.ip_adapter.read_bytes()[:300])
-    with pytest.raises(ValueError, match="adapter.safetensors is damaged.*fetch it again"):
+    with pytest.raises(
+        ValueError, match="adapter.safetensors cannot be read .*is damaged: fetch it again"
+    ):
         load(parts, "sd15")
     pickled = parts.ip_adapter.with_suffix(".bin")
     pickled.write_bytes(b"\x80\x02.")

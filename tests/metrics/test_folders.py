@@ -335,7 +335,7 @@ def test_other_pictures_are_computed_anew(folders, counted):
     assert counted == ["mse", "mse"]
     assert second.loc["mse", "value"] != first.loc["mse", "value"]
     (folders / "f.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"f.json holds no finished metrics \(KeyError\)"):
+    with pytest.raises(ValueError, match=r"f.json cannot be read as finished metrics \(KeyError"):
         score(folders, **arguments)
 
 

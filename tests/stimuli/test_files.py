@@ -218,7 +218,7 @@ def test_what_leaves_open_what_was_shown_is_refused(form, tmp_path):
 def test_a_statement_that_cannot_be_read_is_refused(tmp_path):
     file = saved(with_alpha)(tmp_path / "cat")
     for text, message in {
-        "{": "stimuli.json is no JSON", "[]": "is no mapping", '{"background": "gray-ish"}':
+        "{": "stimuli.json cannot be read as JSON", "[]": "it holds a list", '{"background": "gray-ish"}':
         "'gray-ish' of .*cat.png is no colour", '{"background": [0, 0, 256]}': "is no colour",
         '{"background": 7}': "is no colour",
     }.items():  # fmt: skip

@@ -17,7 +17,7 @@ from sgdm_utils.datasets.alljoined.order import PARTITIONS, SUB06, OrderError
 from sgdm_utils.datasets.pauses import find_pauses, mark_seams
 from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 
 SFREQ = 256.0  # Hz, of the EDF files
 LAST_TEST_BLOCK = 4
@@ -61,7 +61,9 @@ def read_subject(
         if not found:
             raise DatasetError(f"{folder}: no folder block_01, block_02, ... in it")
         for block in found:
-            number = int(block.name.removeprefix("block_"))
+            if not (digits := block.name.removeprefix("block_")).isdecimal():
+                raise DatasetError(f"{block}: a block's folder is named block_01, block_02, ...")
+            number = int(digits)
             files = sorted(p for p in block.iterdir() if p.suffix.lower() == ".edf")
             if len(files) != 1:
                 raise DatasetError(f"{block}: {len(files)} EDF files in it, there has to be one")
@@ -194,6 +196,11 @@ def open_edf(path: Path) -> mne.io.BaseRaw:
         A truncated file, a channel that is neither electrode nor technical, a name twice, another
         rate than 256 Hz.
     """
+    with reading(path, "EDF", "Copy the recording again"):
+        return _open_edf(path)
+
+
+def _open_edf(path: Path) -> mne.io.BaseRaw:
     labels, stated = _read_header(path)
     size = path.stat().st_size
     if stated and size < stated:
@@ -236,6 +243,8 @@ def _read_header(path: Path) -> tuple[list[str], int]:
         head = file.read(256)
         try:
             length, records, count = int(head[184:192]), int(head[236:244]), int(head[252:256])
+            if not 0 < count <= 4096:
+                raise ValueError(f"{count} signals")
             fields = file.read(256 * count)
             labels = [fields[16 * i : 16 * (i + 1)].decode("latin-1").strip() for i in range(count)]
             start = 216 * count  # eight fields of each signal come before its samples per record

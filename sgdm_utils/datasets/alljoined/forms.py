@@ -38,7 +38,8 @@ from sgdm_utils.datasets.alljoined import order as alljoined_order
 from sgdm_utils.datasets.bids import image_table
 from sgdm_utils.datasets.tables import EVENT_COLUMNS, EpochedSignal, StudyTables, check_signal
 from sgdm_utils.datasets.things_eeg2 import images as things_eeg2_images
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
+from sgdm_utils.stimuli.files import require_inside
 
 SESSIONS = (1, 2, 3, 4)
 N_TRAINING_IMAGES = 16540  # index of the first test image
@@ -156,11 +157,17 @@ def read_epochs(recording: Mapping[str, Any], root: Path) -> EpochedSignal:
     path = Path(root) / recording["path"]
     if not path.is_file():
         raise DatasetError(f"{path} is missing: fetch preprocessed_eeg/ of Alljoined-1.6M")
+    with reading(path, "epochs of Alljoined-1.6M", "Fetch it again"):
+        return _checked_epochs(path)
+
+
+def _checked_epochs(path: Path) -> EpochedSignal:
     keys = ("preprocessed_eeg_data", "ch_names", "times", "configs")
     content = things_eeg2_images.as_dictionary(pickles.load(path), path, keys)
     data, times = content["preprocessed_eeg_data"], np.asarray(content["times"], dtype=np.float64)
     names = [blocks.SPELLING.get(str(n), str(n)) for n in content["ch_names"]]
-    if getattr(data, "ndim", 0) != 3 or data.shape[1:] != (len(names), len(times)):
+    numbers = isinstance(data, np.ndarray) and data.dtype.kind == "f" and times.ndim == 1
+    if not numbers or data.ndim != 3 or data.shape[1:] != (len(names), len(times)):
         raise DatasetError(
             f"{path}: data of shape {getattr(data, 'shape', None)}, with {len(names)} channel names "
             f"and {len(times)} times. Is the file whole?"
@@ -281,6 +288,7 @@ def _name_pictures(root: Path, events: pd.DataFrame, notes: dict) -> pd.DataFram
         return events.assign(stim_file="")
     notes["pictures"] = "image_set/images, by index"
     files = "images/" + events["image_id"] + ".jpg"
+    require_inside(folder, files.unique(), root, lambda name: str(folder / name))
     missing = [f for f in files.unique() if not (folder / f).is_file()]
     if missing:
         raise DatasetError(

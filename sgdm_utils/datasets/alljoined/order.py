@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
+from sgdm_utils.workflow.formats import read_parquet
 
 PARTITIONS = {"stim_train": "train", "stim_test": "test"}
 TABLES = (
@@ -56,16 +57,20 @@ def read_order(root: Path, name: str, sessions: Sequence[int]) -> tuple[pd.DataF
             "picture belongs to which trial. Fetch them with the data set"
         )
     path = found[0]
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} is no parquet table ({error}). Fetch it again") from error
+    with reading(path, "the table of an experiment", "Fetch it again"):
+        return _checked_order(read_parquet(path), path, name, sessions), path
+
+
+def _checked_order(
+    table: pd.DataFrame, path: Path, name: str, sessions: Sequence[int]
+) -> pd.DataFrame:
     missing = [c for c in ("session", "image_path", "partition") if c not in table]
     if missing:
-        raise DatasetError(f"{path}: no column {', '.join(missing)}; there is {', '.join(table)}")
+        there = ", ".join(map(str, table))
+        raise DatasetError(f"{path}: no column {', '.join(missing)}; there is {there}")
     if "subject" in table and set(table["subject"].astype(int)) != {int(name[4:])}:
         raise DatasetError(f"{path} is the table of another subject (column subject)")
-    unknown = sorted(set(table["partition"]) - {*PARTITIONS, "oddball"})
+    unknown = sorted(set(table["partition"]) - {*PARTITIONS, "oddball"}, key=str)
     if unknown:
         raise DatasetError(
             f"{path}: unknown partition {unknown[0]!r} (stim_train, stim_test, oddball)"
@@ -97,7 +102,7 @@ def read_order(root: Path, name: str, sessions: Sequence[int]) -> tuple[pd.DataF
         order["block"] = table["block_id"].astype(int).to_numpy()
     if "dropped" in table:
         order["dropped"] = table["dropped"].astype(bool).to_numpy()
-    return order, path
+    return order
 
 
 def sub06_may_be_uncorrected(order: pd.DataFrame) -> bool:

@@ -6,11 +6,9 @@ a piece map, an edge map and a relation matrix mean the same for both.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +18,9 @@ from sgdm_utils.datasets.kilogram import figures as kilogram_figures
 from sgdm_utils.datasets.kilogram.figures import Tangram
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import tangrams
+from sgdm_utils.stimuli.files import require_inside
 from sgdm_utils.stimuli.pictures import StimulusSet, picture_digest
+from sgdm_utils.workflow.formats import read_json
 
 ANNOTATION_FILES = ("full.json", "dense.json", "dense10.json")  # the first one that is there
 PART_COLOURS = {
@@ -59,7 +59,7 @@ def read_annotations(path: Path) -> pd.DataFrame:
     DatasetError
         No JSON, no figure, an entry of another form; the message names figure and annotation.
     """
-    content = read_json(path)
+    content = read_json(path, object, "Copy it again")
     if not isinstance(content, dict) or not content:
         raise DatasetError(f"{path} is not a mapping of figures to annotations")
     rows = []
@@ -146,7 +146,9 @@ def render(
     return picture, pieces > 0, _edges(pieces), pieces
 
 
-def stimulus_set(folder: Path, images: pd.DataFrame, size: int) -> StimulusSet:
+def stimulus_set(
+    folder: Path, images: pd.DataFrame, size: int, root: Path | None = None
+) -> StimulusSet:
     """Read and draw the figures of a study.
 
     Captions and categories are the columns `caption` and `category` of `images`, or else come from
@@ -158,6 +160,7 @@ def stimulus_set(folder: Path, images: pd.DataFrame, size: int) -> StimulusSet:
     folder : Path, what `stim_file` is relative to
     images : DataFrame with `image_id`, `concept`, `split`, `stim_file` (ending in ".svg")
     size : int, pixels per side
+    root : Path, of the data set, if files may be links to elsewhere in it
 
     Returns
     -------
@@ -171,6 +174,7 @@ def stimulus_set(folder: Path, images: pd.DataFrame, size: int) -> StimulusSet:
         A file that is no figure, see `panels.read_svg`.
     """
     folder = Path(folder)
+    require_inside(folder, images["stim_file"], root, lambda name: "the table of images")
     figures = [kilogram_figures.read_svg(folder / file) for file in images["stim_file"]]
     arrays = [np.stack(a) for a in zip(*(render(f, size) for f in figures), strict=True)]
     relations = np.stack([kilogram_figures.relations(f) for f in figures])
@@ -187,19 +191,6 @@ def stimulus_set(folder: Path, images: pd.DataFrame, size: int) -> StimulusSet:
         "digest": [picture_digest(p) for p in arrays[0]],
     }
     return StimulusSet(images.assign(**extra), *arrays, relations)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; the error names it.
-
-    Raises
-    ------
-    DatasetError
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as JSON ({error}). Copy it again") from error
 
 
 def _score(value: object) -> float:

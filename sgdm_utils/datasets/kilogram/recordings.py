@@ -28,9 +28,10 @@ import pandas as pd
 
 from sgdm_utils.datasets import bids, bids_recordings, sidecars
 from sgdm_utils.datasets.kilogram.figures import Tangram, read_svg
-from sgdm_utils.datasets.kilogram.pictures import read_json
 from sgdm_utils.datasets.tables import StudyTables
 from sgdm_utils.errors import DatasetError
+from sgdm_utils.stimuli.files import require_inside
+from sgdm_utils.workflow.formats import read_json
 
 SPLIT_FILE = "data_split.json"
 PARTITION = {"train": "train", "development": "train", "heldout": "test", "dense": "test"}
@@ -48,8 +49,9 @@ def read_partition(path: Path) -> dict[str, str]:
     DatasetError
         No JSON of this form, an unknown part, a figure in two of them.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
+    content = read_json(path, object, "Copy it again")
+    lists = list(content.values()) if isinstance(content, dict) else [None]
+    if not all(isinstance(v, list) and all(isinstance(n, str) for n in v) for v in lists):
         raise DatasetError(f"{path} is not a mapping of parts to lists of figures")
     unknown = sorted(set(content) - set(PARTITION))
     if unknown:
@@ -120,6 +122,8 @@ def tables(
     if n_channels is not None:
         bids_recordings.require_channels(recordings.iloc[0], root, n_channels)
     files = _figure_files(root / "stimuli")
+    listed = [name for names in files.values() for name in names]
+    require_inside(root / "stimuli", listed, root, lambda name: str(root / "stimuli" / name))
     # the column names a figure, not always a file, so it is read as a label
     mapping = bids.EventMapping(None, stimulus_column, keep or {}, margin_s)
     parts = []

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets.splits import SplitError
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.workflow.atomic import atomic_file
+from sgdm_utils.workflow.formats import read_json
 
 
 class LeakageError(SplitError):
@@ -259,11 +260,6 @@ def read_records(path: Path) -> list[FitRecord | CheckpointRecord]:
         A missing file, or one that holds something else.
     """
     kinds = {c.__name__: c for c in (FitRecord, CheckpointRecord)}
-    try:
-        listed = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [kinds[entry.pop("kind")](**entry) for entry in listed]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(
-            f"{path} holds no records of fits ({type(error).__name__}: {error}): run the notebook "
-            "that fits the whitener again"
-        ) from error
+    remedy = "Run the notebook that fits the whitener again"
+    with reading(path, "records of fits", remedy):
+        return [kinds[entry.pop("kind")](**entry) for entry in read_json(path, list, remedy)]

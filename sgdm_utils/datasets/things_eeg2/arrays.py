@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets import pickles
-from sgdm_utils.datasets.tables import EpochedSignal, StudyTables, check_signal
+from sgdm_utils.datasets.tables import EpochedSignal, StudyTables, check_rate, check_signal
 from sgdm_utils.datasets.things_eeg2.design import (
     CHANNELS,
     OCCIPITAL,
@@ -36,7 +36,7 @@ from sgdm_utils.datasets.things_eeg2.design import (
 )
 from sgdm_utils.datasets.things_eeg2.images import as_dictionary, identify, load_image_set
 from sgdm_utils.electrodes import STANDARD_MONTAGE
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 
 FORMS = ("things_eeg2_raw", "things_eeg2_preprocessed")
 RUNS = {"training": "train", "test": "test"}  # part of the file name -> partition
@@ -210,10 +210,16 @@ def _epoch_tables(
 
 def _open_raw(path: Path) -> tuple[np.ndarray, list[str], float]:
     """Samples (n_channels + 1, n_samples), names of the EEG channels, rate in Hz."""
+    with reading(path, "a recording of THINGS-EEG2", "Download the file again"):
+        return _checked_raw(path)
+
+
+def _checked_raw(path: Path) -> tuple[np.ndarray, list[str], float]:
     content = as_dictionary(pickles.load(path), path, RAW_KEYS)
     data, names = content["raw_eeg_data"], [str(n) for n in content["ch_names"]]
     types, sfreq = [str(t) for t in content["ch_types"]], float(content["sfreq"])
     _require_array(data, 2, path, "(64, n_samples)")
+    check_rate(sfreq, str(path))
     if not len(data) == len(names) == len(types):
         raise DatasetError(
             f"{path}: {len(data)} rows of samples, {len(names)} channel names and {len(types)} "
@@ -229,6 +235,11 @@ def _open_raw(path: Path) -> tuple[np.ndarray, list[str], float]:
 
 def _open_epochs(path: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Trials (n_images, n_repetitions, n_channels, n_times), channel names, times in seconds."""
+    with reading(path, "epochs of THINGS-EEG2", "Download the file again"):
+        return _checked_epochs(path)
+
+
+def _checked_epochs(path: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
     content = as_dictionary(pickles.load(path), path, EPOCH_KEYS)
     data, names = content["preprocessed_eeg_data"], [str(n) for n in content["ch_names"]]
     times = np.asarray(content["times"], dtype=np.float64)
@@ -246,7 +257,8 @@ def _open_epochs(path: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
     # the 250 Hz package cut the time before onset off the data and left it in `times`
     times = times[len(times) - data.shape[3] :]
     step = np.diff(times)
-    if not len(step) or step.min() <= 0 or np.ptp(step) > 1e-3 * step.mean():
+    # the other way round, NaN would pass
+    if not len(step) or not (step.min() > 0 and np.ptp(step) <= 1e-3 * step.mean()):
         raise DatasetError(f"{path}: `times` does not rise in equal steps. Download the file again")
     return data, names, times
 
@@ -267,7 +279,10 @@ def _pulses(row: np.ndarray, sfreq: float, where: str) -> tuple[np.ndarray, np.n
     if not len(sample):
         raise DatasetError(f"{where}: the stimulus row holds no event: nothing says what was shown")
     check_spacing(sample, sfreq, where)
-    return sample, np.asarray(row[sample], dtype=np.float64)
+    held = np.asarray(row[sample], dtype=np.float64)
+    if not np.isfinite(held).all():
+        raise DatasetError(f"{where}: the stimulus row holds what is no number. Download it again")
+    return sample, held
 
 
 def _merge_axes(data: np.ndarray, path: Path) -> np.ndarray:

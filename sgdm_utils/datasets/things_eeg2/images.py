@@ -21,6 +21,7 @@ import pandas as pd
 
 from sgdm_utils.datasets import pickles
 from sgdm_utils.errors import DatasetError
+from sgdm_utils.stimuli.files import require_inside
 
 FOLDER = "image_set"
 PARTITIONS = {"train": "training_images", "test": "test_images"}
@@ -65,6 +66,13 @@ def load_image_set(root: Path) -> pd.DataFrame:
     double = table["image_id"][table["image_id"].duplicated()]
     if len(double):
         raise DatasetError(f"{folder}: the picture {double.iloc[0]!r} is listed twice ({order})")
+    entry = table.set_index("stim_file")[["partition", "number"]]
+
+    def where(name: str) -> str:
+        partition, number = entry.loc[name]
+        return f"{folder / 'image_metadata.npy'}, entry {number} of {partition}_img_files"
+
+    require_inside(folder, table["stim_file"], Path(root), where)
     _require_pictures(folder, table["stim_file"], order)
     table["concept"] = _concepts(table, folder)
     columns = ["partition", "number", "image_id", "concept", "folder", "stim_file"]
@@ -150,6 +158,8 @@ def _from_metadata(path: Path) -> pd.DataFrame:
     content = as_dictionary(pickles.load(path), path, tuple(keys["train"] + keys["test"]))
     parts = []
     for partition, names in keys.items():
+        if odd := [k for k in names if np.ndim(content[k]) != 1]:
+            raise DatasetError(f"{path}: {odd[0]} is no list of names. Download it again")
         lengths = {k: len(content[k]) for k in names}
         if len(set(lengths.values())) > 1:
             raise DatasetError(

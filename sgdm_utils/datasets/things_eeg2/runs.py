@@ -42,7 +42,7 @@ from sgdm_utils.datasets.things_eeg2.design import (
 from sgdm_utils.datasets.things_eeg2.images import identify, load_image_set, word_of
 from sgdm_utils.datasets.unreadable import explain
 from sgdm_utils.electrodes import STANDARD_MONTAGE
-from sgdm_utils.errors import DatasetError
+from sgdm_utils.errors import DatasetError, reading
 
 FORMS = ("things_eeg2_bids", "things_eeg2_source")
 SOURCE_FOLDERS = ("sourcedata", "source_data", "")
@@ -199,6 +199,11 @@ def _require_runs(
 
 def _header(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     """Open a recording for its channels, rate and length; nothing is loaded."""
+    with reading(root / recording["path"], "a recording"):
+        return _checked_header(recording, root)
+
+
+def _checked_header(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     raw = _open(recording, root)
     if recording["form"] == "things_eeg2_source":
         path = root / recording["path"]
@@ -288,7 +293,7 @@ def bids_events(
     sample = (onset * raw.info["sfreq"]).round()
     stated = pd.to_numeric(table["sample"], errors="coerce")
     refuse(
-        ~((sample - stated).abs() <= 1),
+        ~((sample - stated).abs() <= 1) | ~(sample.abs() < 1e12),
         lambda i: f"the onset {table['onset'][i]!r} s is not the sample {table['sample'][i]!r} at "
         f"{raw.info['sfreq']:g} Hz",
     )  # fmt: skip
@@ -305,7 +310,10 @@ def bids_events(
     check_spacing(table["sample"].to_numpy(), raw.info["sfreq"], str(sidecar))
     shown = table[table["trial_type"] == SHOWN]
     number = pd.to_numeric(shown["tot_img_number"], errors="coerce")
-    refuse(number.isna(), lambda i: f"no number of the picture ({shown['tot_img_number'][i]!r})")
+    refuse(
+        ~(number.abs() < 1e9),
+        lambda i: f"no number of the picture ({shown['tot_img_number'][i]!r})",
+    )
     pictures = identify(number.to_numpy(), partition, image_set, str(sidecar), "picture event")
     value = pd.to_numeric(shown["value"], errors="coerce")
     agrees = [v in trigger_codes(int(n), partition) for v, n in zip(value, number, strict=True)]
@@ -399,6 +407,8 @@ def _read_behaviour(path: Path) -> pd.DataFrame:
         images = np.atleast_1d(content["data"]["images"].item())
         fields = images.dtype.names
         numbers = images["tot_img_number"]
+        if numbers.ndim != 1:
+            raise ValueError(f"numbers of shape {numbers.shape}")
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         there = ", ".join(k for k in content if not k.startswith("__"))
         raise DatasetError(
@@ -414,8 +424,12 @@ def _read_behaviour(path: Path) -> pd.DataFrame:
 
 
 def _whole(value: Any, path: Path) -> int:
-    number = float(value) if np.size(value) == 1 else np.nan
-    if number % 1 != 0:  # NaN too
+    single = isinstance(value, int | float | np.number) or np.size(value) == 1
+    try:
+        number = float(np.asarray(value).item()) if single else np.nan
+    except (TypeError, ValueError):
+        number = np.nan
+    if number % 1 != 0 or abs(number) > 1e9:  # NaN too
         raise DatasetError(f"{path}: {value!r} in data.images is no whole number")
     return int(number)
 

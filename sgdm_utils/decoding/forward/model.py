@@ -19,7 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from sgdm_utils.decoding.forward.picture_features import PictureFeatures
 from sgdm_utils.decoding.forward.signal_space import Responses, SignalSpace
+from sgdm_utils.errors import reading
 from sgdm_utils.signals.noise import NoiseModel
+from sgdm_utils.workflow.formats import read_json
 
 _GALLERY = 4096  # pictures compared at once
 
@@ -291,12 +293,15 @@ class ForwardModel:
         for name in ("forward.safetensors", "forward.json", "noise.npz"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} is missing: fit the forward model again")
-        arrays = load_file(folder / "forward.safetensors")
-        space = SignalSpace(
-            NoiseModel.load(folder / "noise.npz"), **{k: arrays[f"space.{k}"] for k in _SPACE}
-        )
-        own = {k: v for k, v in arrays.items() if not k.startswith("space.")}
-        return cls(space, notes=json.loads((folder / "forward.json").read_text())["notes"], **own)
+        noise = NoiseModel.load(folder / "noise.npz")
+        about = read_json(folder / "forward.json", error=ForwardError)
+        with reading(folder / "forward.json", "notes", "Fit it again", ForwardError):
+            notes = dict(about["notes"])
+        path = folder / "forward.safetensors"
+        with reading(path, "a forward model", "Fit it again", ForwardError):
+            arrays = load_file(path)
+            space = SignalSpace(noise, **{k: arrays[f"space.{k}"] for k in _SPACE})
+            return cls(space, notes=notes, **{k: arrays[k] for k in _OWN})
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {k: getattr(self, k) for k in _OWN}

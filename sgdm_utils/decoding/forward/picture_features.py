@@ -18,6 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from sgdm_utils.errors import reading
+from sgdm_utils.workflow.formats import read_json
+
 #: Principal components of each family that are kept at most.
 COMPONENTS = {"pixels": 120, "structure": 200, "orientation": 150, "embedding": 64}
 _CELLS = {"pixels": 8, "structure": 16, "orientation": 8}  # per side, after pooling
@@ -179,13 +182,16 @@ class PictureFeatures:
     def load(cls, folder: str | Path, embedder: Embedder | None = None) -> PictureFeatures:
         """Read what `save` wrote; the embedder has to be given again."""
         folder = Path(folder)
-        told = json.loads((folder / "features.json").read_text())
-        features = cls(told["components"], told["weights"], embedder)
-        tensors = load_file(folder / "features.safetensors")
-        features.size = told["size"]
-        features._fitted = {
-            f: {k: tensors[f"{f}.{k}"] for k in ("mean", "basis")} for f in told["components"]
-        }
+        told = read_json(folder / "features.json")
+        with reading(folder / "features.json", "families of features", "Fit them again"):
+            features = cls(told["components"], told["weights"], embedder)
+            features.size = int(told["size"])
+        path = folder / "features.safetensors"
+        with reading(path, "features of the families in features.json", "Fit them again"):
+            tensors = load_file(path)
+            features._fitted = {
+                f: {k: tensors[f"{f}.{k}"] for k in ("mean", "basis")} for f in told["components"]
+            }
         return features
 
     def _checked_weights(self, weights: Mapping[str, float] | None) -> dict[str, float]:

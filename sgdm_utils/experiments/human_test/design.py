@@ -229,7 +229,7 @@ def _checked_lines(path: Path, planned: list[list[str]] | None) -> list[list[str
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             header, *lines = list(csv.reader(stream, strict=True)) or [[]]
-    except (csv.Error, UnicodeDecodeError) as error:
+    except (csv.Error, UnicodeDecodeError, OverflowError) as error:
         raise RatingsError(f"{path.name} is no CSV file of ratings: {error}") from error
     if tuple(header) != COLUMNS:
         raise RatingsError(f"{path.name}: the header is {header}, expected {', '.join(COLUMNS)}")

@@ -13,7 +13,6 @@ that, has to be accepted before anything is fetched. Use it through `sgdm_utils.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,9 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from sgdm_utils.errors import reading
 from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.downloads.catalogue import (
     Entry,
@@ -33,6 +33,7 @@ from sgdm_utils.workflow.downloads.catalogue import (
     require_licence,
 )
 from sgdm_utils.workflow.downloads.transfers import DownloadError
+from sgdm_utils.workflow.formats import read_json
 
 HUB = "https://huggingface.co/"
 
@@ -211,13 +212,11 @@ def read_adapter(path: Path, unet: Mapping[str, Any]) -> dict[str, dict[str, tor
             "which are not opened here"
         )
     state: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-    try:
+    with reading(path, "an ip_adapter", "It is damaged: fetch it again"):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (safe_open is no dict)
                 group, _, name = key.partition(".")
                 state.setdefault(group, {})[name] = file.get_tensor(key)
-    except SafetensorError as error:
-        raise ValueError(f"ip_adapter: {path} is damaged ({error}): fetch it again") from error
     projection = state["image_proj"].get("proj.weight")
     if projection is None or projection.ndim != 2:
         raise ValueError(
@@ -276,15 +275,9 @@ def _check_weights(folder: Path, variant: str | None) -> None:
 
 
 def _read_json(path: Path, why: object) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileNotFoundError(f"{why}: {path.name} is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (it holds no object): fetch it again")
-    return content
+    if not path.is_file():
+        raise FileNotFoundError(f"{why}: {path.name} is missing")
+    return read_json(path, remedy="It is damaged: fetch it again")
 
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w.-]+))?(?:/([\w./-]+))?")

@@ -19,6 +19,7 @@ from huggingface_hub.utils import filter_repo_objects
 from torch.nn import functional as F
 
 from sgdm_utils.decoding.trained import Targets
+from sgdm_utils.errors import reading
 from sgdm_utils.generation.decoder import EEGDecoder
 from sgdm_utils.generation.pretrained.generator import PretrainedGenerator
 from sgdm_utils.generation.pretrained.parts import (
@@ -34,6 +35,7 @@ from sgdm_utils.generation.pretrained.parts import (
 )
 from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.atomic import digest_file
+from sgdm_utils.workflow.formats import read_json, read_npz
 
 #: The file by which an artifact `pipeline` says that a pretrained generator draws.
 DESCRIPTION = "generator.json"
@@ -172,12 +174,13 @@ def load_generator(
     PartsChanged
         A local part is not the one that notebook 05 described.
     """
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    size = description.pop("size")
-    parts = PretrainedParts(**description)
+    description = read_json(folder / DESCRIPTION)
+    with reading(folder / DESCRIPTION, "a description of parts", "Run 05_diffusion_training again"):
+        size = int(description.pop("size"))
+        parts = PretrainedParts(**description)
     _check_files(parts, verify)
-    with np.load(folder / "embedding_scale.npz") as scale:
-        center, spread = (torch.from_numpy(scale[name]) for name in ("center", "spread"))
+    scale = read_npz(folder / "embedding_scale.npz", ["center", "spread"])
+    center, spread = (torch.from_numpy(scale[name]) for name in ("center", "spread"))
     networks = PretrainedGenerator.from_pretrained(
         parts.family,
         parts.model,

@@ -17,7 +17,6 @@ import shutil
 import sys
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -210,6 +209,7 @@ def _unpack_once(archive: Path, file: RemoteFile, ledger: Ledger) -> Path:
 # ------------------------------------------------------------------ archives
 
 _ARCHIVE = re.compile(r"\.(tar(\.(gz|bz2|xz))?|tgz|zip)$", re.IGNORECASE)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # none of the archive's
 _OUTSIDE = re.compile(r"^/|[\\:\0]|(^|/)\.\.(/|$)")  # backslash, colon: for other systems
 
 
@@ -259,13 +259,18 @@ def unpack(archive: Path, folder: Path) -> None:
                     only.rmdir()
                 if not inside:
                     raise DownloadError(f"{archive} holds no file")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise DownloadError(f"{archive}: {error.filename} stands there twice") from error
+    except (
+        Exception
+    ) as error:  # compressors have errors of their own, and damaged names the system's
+        known = isinstance(error, DownloadError) or getattr(error, "errno", None) in _DISK
+        if known:
+            raise
         raise DownloadError(
             f"{archive} cannot be unpacked ({error}). If it needs a password, unpack it by hand "
             "with the one that the provider gives; if it is damaged, remove it and fetch it again"
         ) from error
-    except (FileExistsError, NotADirectoryError) as error:
-        raise DownloadError(f"{archive}: {error.filename} stands there twice") from error
 
 
 # ------------------------------------------------------------------ around it
@@ -364,7 +369,7 @@ class Ledger:
             try:
                 self._files = json.loads(self._path.read_text(encoding="utf-8"))["files"]
                 ok = all(isinstance(about["sha256"], str) for about in self._files.values())
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 ok = False
             if not ok:
                 raise DownloadError(

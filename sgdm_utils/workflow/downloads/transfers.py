@@ -218,7 +218,7 @@ class Transfer:
             raise DownloadError(f"{path}: {url} sends {problem}. Nothing was kept")
 
     def _read(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             about = json.loads(self._about.read_text(encoding="utf-8"))
             if isinstance(about, dict):
                 return about
