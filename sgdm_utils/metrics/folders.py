@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sgdm_utils.decoding.clip import weights_digest
-from sgdm_utils.errors import WeightsNotAvailable, reading
+from sgdm_utils.errors import DatasetError, WeightsNotAvailable, reading
 from sgdm_utils.metrics import tables
 from sgdm_utils.metrics.features import extract
 from sgdm_utils.metrics.networks import Precision, Trunk, find_weights
