@@ -18,7 +18,7 @@ from scipy.io import loadmat
 from scipy.ndimage import binary_fill_holes
 
 from sgdm_utils.errors import DatasetError
-from sgdm_utils.experiments.real_brains.geometry import rank_correlation, upper
+from sgdm_utils.experiments.real_brains.geometry import rank_matrix, upper
 from sgdm_utils.workflow.downloads.catalogue import find_entry
 from sgdm_utils.workflow.downloads.fetch import fetch
 
@@ -163,20 +163,19 @@ def check_order(
     ------
     RealBrainError
     """
-    values = np.array([rank_correlation(rdm, model) for model in models.values()])
-    draws = np.empty(n_draws)
-    for k in range(n_draws):
-        order = rng.permutation(len(rdm))
-        other = rdm[np.ix_(order, order)]
-        draws[k] = max(rank_correlation(other, model) for model in models.values())
-    if values.max() <= draws.max():
+    ranks = rank_matrix(rdm)
+    wanted = np.array([upper(rank_matrix(model)) for model in models.values()])
+    orders = [np.arange(len(rdm)), *(rng.permutation(len(rdm)) for _ in range(n_draws))]
+    agreement = [(wanted @ upper(ranks[np.ix_(order, order)])).max() for order in orders]
+    value, largest = agreement[0], max(agreement[1:])
+    if value <= largest:
         raise RealBrainError(
             f"{where}: agrees with {' and '.join(models)} no better than in a random order of pictures "
-            f"(rank correlation {values.max():.3f}, largest of {n_draws} random orders {draws.max():.3f}). "
+            f"(rank correlation {value:.3f}, largest of {n_draws} random orders {largest:.3f}). "
             "Its pictures are in another order, or it holds no signal: bring rows and columns into the "
             "order of the pictures (image_01 to image_92, sorted by name)"
         )
-    return float(values.max())
+    return float(value)
 
 
 def read_rdms(path: Path, n_pictures: int = 92) -> np.ndarray:
@@ -265,7 +264,8 @@ def read_embeddings(
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what its reader for archives raises
         raise RealBrainError(
-            f"{path.name} cannot be opened as tensors without running code ({error}): fetch the published file"
+            f"{path.name} cannot be opened as tensors without running code "
+            f"({type(error).__name__}): fetch the published file"
         ) from error
     if name is not None:
         if not isinstance(stored, dict) or name not in stored:

@@ -31,9 +31,18 @@ def upper(rdm: np.ndarray) -> np.ndarray:
     return rdm[..., *np.triu_indices(rdm.shape[-1], 1)]
 
 
+def rank_matrix(rdm: np.ndarray) -> np.ndarray:
+    """Ranks of the dissimilarities as a symmetric matrix (n, n), centred, of unit length above the diagonal."""
+    ranks = rankdata(upper(rdm))
+    ranks -= ranks.mean()
+    matrix = np.zeros(rdm.shape)
+    matrix[np.triu_indices(len(rdm), 1)] = ranks / np.linalg.norm(ranks)
+    return matrix + matrix.T
+
+
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's correlation of two dissimilarity matrices (n, n), pairs above the diagonal."""
-    return float(np.corrcoef(rankdata(upper(a)), rankdata(upper(b)))[0, 1])
+    return float(upper(rank_matrix(a)) @ upper(rank_matrix(b)))
 
 
 def noise_ceiling(rdms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
