@@ -7,6 +7,7 @@ from . import (
     low_density,
     nice_encoder,
     prior,
+    real_brains,
     regions,
     repetitions,
     training_seeds,

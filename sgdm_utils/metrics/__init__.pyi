@@ -7,6 +7,7 @@ from .audits import (
     audit_transduction,
     enforce,
 )
+from .hubs import csls
 from .memorisation import audit_memorisation, feature_nearness, pixel_nearness
 from .pixels import mse, pixcorr, ssim
 from .retrieval import (

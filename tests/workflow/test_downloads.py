@@ -432,6 +432,27 @@ def test_a_killed_process_leaves_the_part_only_and_no_lock_that_holds(tmp_path, 
     assert server.log[1] == (f"bytes={kept}-", len(CONTENT) - kept)
 
 
+# ------------------------------------------------------------------ from a folder, without a network
+
+
+@pytest.mark.parametrize("lies", ["sub-01/file.bin", "file.bin"])
+def test_files_are_taken_from_a_folder_and_verified(tmp_path, serve, lies):
+    server, stock = serve(Server()), tmp_path / "stock"
+    (stock / lies).parent.mkdir(parents=True)
+    (stock / lies).write_bytes(CONTENT[::-1])
+    file = remote(server.url, size=len(CONTENT), sha256=SHA256)
+    with pytest.raises(DownloadError, match=f"is not the published file: expected sha256:{SHA256}"):
+        get(tmp_path, file, source=stock)
+    with pytest.raises(DownloadError, match="holds no such file. Name the folder that it lies in"):
+        get(tmp_path, file, source=tmp_path / "elsewhere")
+    assert there(tmp_path) == set()
+    (stock / lies).write_bytes(CONTENT)
+    assert get(tmp_path, file, source=stock)[0].read_bytes() == CONTENT
+    assert (stock / lies).is_file() and not server.log
+    assert get(tmp_path, file)[0].read_bytes() == CONTENT  # what was copied counts as fetched
+    assert not server.log
+
+
 # ------------------------------------------------------------------ wrong files
 
 
@@ -858,15 +879,24 @@ def test_the_trunks_are_the_ones_that_torchvision_and_the_metrics_name():
         assert file.sha256_prefix == Path(file.path).stem.rsplit("-", 1)[1]
 
 
-def test_checksums_of_the_muse_recording_are_those_of_the_real_files():
-    source = paths.project_root().parent / "shared" / "data" / "muse_n170"
+@pytest.mark.parametrize(
+    ("name", "folder", "n_files"),
+    [
+        ("muse_n170", "muse_n170", 6),
+        ("brains_92_fmri", "brains_92", 2),
+        ("brains_92_pictures", "brains_92", 2),
+        ("atm_sub08", "atm_sub08", 2),
+    ],
+)
+def test_checksums_of_small_recordings_are_those_of_the_real_files(name, folder, n_files):
+    source = paths.project_root().parent / "shared" / "data" / folder
     if not source.is_dir():
-        pytest.skip("the Muse recording is not beside the checkout (shared/data)")
-    e = downloads_catalogue.find_entry("muse_n170")
+        pytest.skip(f"{folder} is not beside the checkout (shared/data)")
+    e = downloads_catalogue.find_entry(name)
     for file in e.files:
         content = (source / Path(file.path).name).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file.size, file.sha256)
-    assert len(e.files) == 6 and e.size == sum(file.size for file in e.files)
+    assert len(e.files) == n_files and e.size == sum(file.size for file in e.files)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def fetch(
     *,
     unpack_archives: bool = False,
     retry: Retry | None = None,
+    source: Path | None = None,
 ) -> list[Path]:
     """Fetch the files of one entry of the catalogue; what is there already is only checked.
 
@@ -74,6 +75,9 @@ def fetch(
     unpack_archives : bool
         Unpack archives into a folder beside them, named like them without the suffix.
     retry : Retry, optional, how often and how long a broken transfer is tried again
+    source : Path, optional
+        A folder that holds the files already (another disk, a copy from another machine): they are
+        verified and copied from there, and no network is used.
 
     Returns
     -------
@@ -100,7 +104,10 @@ def fetch(
         check_space(folder, sum(file.size or 0 for file in missing) - arrived)
         for file in missing:
             try:
-                _fetch_one(file, folder, ledger, retry or Retry(), progress)
+                if source is None:
+                    _fetch_one(file, folder, ledger, retry or Retry(), progress)
+                else:
+                    _copy_one(file, folder, ledger, Path(source))
             except DownloadError as error:
                 with contextlib.suppress(OSError):  # an empty `sub-01` would look like lost files
                     (folder / file.path).parent.rmdir()
@@ -196,6 +203,26 @@ def _fetch_one(
         ) from error
     transfer.forget()
     ledger.record(file, path)
+
+
+def _copy_one(file: RemoteFile, folder: Path, ledger: Ledger, source: Path) -> None:
+    """Take a file from a folder of the user's, by its path below it or by its name alone."""
+    there = [p for p in (source / file.path, source / Path(file.path).name) if p.is_file()]
+    if not there:
+        raise DownloadError(
+            f"{file.path}: {source} holds no such file. Name the folder that it lies in, or leave "
+            "the folder out to fetch it"
+        )
+    with atomic_file(folder / file.path) as part:
+        shutil.copyfile(there[0], part)
+        found, known = mismatch(file, part), ledger.sha256(file)
+        if not found and known and (received := digest_file(part)) != known:
+            found = f"expected sha256:{known} as recorded in {LEDGER}, received {received}"
+        if found:
+            raise DownloadError(
+                f"{there[0]} is not the published file: {found}. Nothing was copied: get the file anew"
+            )
+    ledger.record(file, folder / file.path)
 
 
 def _unpack_once(archive: Path, file: RemoteFile, ledger: Ledger) -> Path:
@@ -317,6 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     get.add_argument("--accept", default="", metavar="LICENCE", help="identifier of its licence")
     get.add_argument("--files", nargs="+", metavar="PATTERN", help='e.g. "sub-01/*"')
     get.add_argument("--destination", type=Path, help="folder, below data/raw by default")
+    get.add_argument("--from", type=Path, dest="source", metavar="FOLDER",
+                     help="a folder that holds the files: verified and copied, no network")  # fmt: skip
     get.add_argument("--unpack", action="store_true", help="unpack archives beside themselves")
     given = parser.parse_args(_with_command(arguments))
     try:
@@ -327,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             there = fetch(
                 given.name, given.files, given.accept, given.destination,
-                unpack_archives=given.unpack, progress=sys.stderr.isatty(),
+                unpack_archives=given.unpack, progress=sys.stderr.isatty(), source=given.source,
             )  # fmt: skip
             print("\n".join(paths.relative(path) for path in there))
             print(
