@@ -94,6 +94,19 @@ def test_saved_and_loaded_it_says_the_same(study, tmp_path):
     assert torch.equal(before, after)
 
 
+def test_what_is_kept_between_epochs_is_of_the_weights_that_are_there(study, tmp_path):
+    """Predictions of the set are kept for the next epoch; other weights must not meet old ones."""
+    study[0].save_pretrained(tmp_path)
+    component, epoch = EEGPosterior.from_pretrained(tmp_path), study[-1][:1]
+    first = component.log_likelihood(epoch, "sub-01", REPS)
+    assert torch.equal(component.log_likelihood(epoch, "sub-01", REPS), first)
+    other = {k: -v if k == "coefficients_0" else v for k, v in component.state_dict().items()}
+    component.load_state_dict(other)
+    changed = component.log_likelihood(epoch, "sub-01", REPS)
+    assert not torch.allclose(changed, first)
+    assert not torch.equal(component.half().log_likelihood(epoch, "sub-01", REPS), changed)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
