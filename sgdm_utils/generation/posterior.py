@@ -159,6 +159,24 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         made.category.copy_(torch.from_numpy(np.asarray(category, np.int64)))
         return made
 
+    def refitted(
+        self,
+        models: Mapping[str, ForwardModel],
+        unwhitening: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    ) -> EEGPosterior:
+        """The same set of pictures and settings with other models: other people, another filter.
+
+        Parameters
+        ----------
+        models, unwhitening : see `from_models`; fitted on `gallery_features`
+        """
+        derived = {"subjects", "n_outputs", "ranks", "n_features", "embed_dim", "size", "grid"}
+        config = {k: v for k, v in self.config.items() if k not in derived and k[0] != "_"}
+        known = {k: getattr(self, k).cpu().numpy() for k in ("colours", "both", "category")}
+        known |= {"embeddings": self.gallery.cpu().numpy(), "maps": self.maps.cpu().numpy() / 255}
+        features = self.gallery_features.cpu().numpy()
+        return type(self).from_models(models, unwhitening, features, **known, **config)
+
     def log_likelihood(
         self, eeg: torch.Tensor | np.ndarray, subject: str, n_averaged: int
     ) -> torch.Tensor:

@@ -71,14 +71,14 @@ def impulse_response(
     raw = mne.io.RawArray(impulse, mne.create_info(["EEG"], sfreq, "eeg"), verbose="error")
     response = filtered(raw).get_data()[0]
     felt = np.flatnonzero(np.abs(response) > 1e-12 * np.abs(response).max())
+    if felt[-1] > 1.9 * middle:
+        raise LiveError(f"the filter still answers after {seconds:g} s: give more seconds")
     if felt[0] < middle:
         raise LiveError(
             f"the filter answers {(middle - felt[0]) / sfreq:.2f} s before its input: it looks ahead, "
             "and a stream has no future. Use filter_phase='minimum', and fit the models on trials "
             "that were filtered like that"
         )
-    if felt[-1] > 1.9 * middle:
-        raise LiveError(f"the filter still answers after {seconds:g} s: give more seconds")
     return response[middle : felt[-1] + 1]
 
 

@@ -52,7 +52,7 @@ def parts(recording):
 
 
 def cutter(parts, **options):
-    settings = {"resample_hz": RATE, "settle_s": 1.0} | options
+    settings = {"resample_hz": RATE, "settle_s": 1.5} | options
     return EpochCutter(*parts, SFREQ, TMIN, TMAX, **settings)
 
 
@@ -87,7 +87,7 @@ def test_a_filter_that_looks_ahead_is_refused():
     with pytest.raises(LiveError, match="looks ahead.*filter_phase='minimum'"):
         signals.impulse_response(lambda raw: filtered(raw, "zero"), SFREQ)
     with pytest.raises(LiveError, match="give more seconds"):
-        signals.impulse_response(filtered, SFREQ, seconds=4.0)
+        signals.impulse_response(filtered, SFREQ, seconds=5.0)
 
 
 def test_the_matrix_of_a_cleaning_cleans(recording, parts):
@@ -143,10 +143,10 @@ def _unsettled(samples, stamps, markers):
     return samples, stamps, [("early", stamps[60], 60), *markers]
 
 
-AROUND = {n for n in range(26) if 1010 - 60 < 600 + 50 * n < 1030 + 20 + 100}
+AROUND = {n for n in range(26) if 1010 - 60 < 600 + 50 * n < 1030 + 20 + 150}
 FAULTS = {
-    "samples lost": (_hole, {"lost_samples": 20, "gaps": 1, "dropped_lost": 1, "dropped_settling": 2}, AROUND),
-    "not finite": (_nan, {"lost_samples": 20, "gaps": 0, "dropped_lost": 1, "dropped_settling": 2}, AROUND),
+    "samples lost": (_hole, {"lost_samples": 20, "gaps": 1, "dropped_lost": 1, "dropped_settling": 3}, AROUND),
+    "not finite": (_nan, {"lost_samples": 20, "gaps": 0, "dropped_lost": 1, "dropped_settling": 3}, AROUND),
     "marker too late": (_too_late, {"dropped_outside": 1}, {0}),
     "marker of another clock": (_ahead, {"dropped_outside": 1}, {3}),
     "a clock that jumps": (_restart, {"restarts": 1, "gaps": 1}, AROUND),
@@ -223,6 +223,7 @@ class Source:
         return lsl.LSLReceiver(self.name, **settings)
 
     def send(self, samples):
+        assert self.eeg.wait_for_consumers(10.0)
         self.eeg.push_chunk(np.ascontiguousarray(samples.T), self.module.local_clock())
 
 
@@ -274,6 +275,7 @@ def test_a_wrong_unit_is_seen_and_the_advice_is_right(loopback, said, sent, advi
     source.send(sent * data)
     with pytest.raises(LiveError, match=f"give unit='{advice}'"):
         fetched(receiver, 150)
+    source = Source(loopback, unit=said)
     receiver = source.receiver(unit=advice)
     source.send(sent * data)
     assert np.allclose(fetched(receiver, 150), data)
