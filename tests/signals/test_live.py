@@ -9,6 +9,7 @@ import uuid
 import mne
 import numpy as np
 import pytest
+from loopback import require_loopback
 
 from sgdm_utils import signals
 from sgdm_utils.signals import lsl
@@ -192,13 +193,7 @@ def test_without_mne_lsl_the_remedy_is_named(monkeypatch):
 @pytest.fixture(scope="module")
 def loopback():
     """The module mne_lsl.lsl, where a stream of this process is found by it."""
-    module = pytest.importorskip("mne_lsl.lsl", reason="mne-lsl is not installed (extra live)")
-    name = uuid.uuid4().hex
-    outlet = module.StreamOutlet(module.StreamInfo(name, "EEG", 1, 100.0, "float64", name))
-    if not module.resolve_streams(3.0, name=name):
-        pytest.skip("LSL finds no stream of its own machine: no loopback or multicast here")
-    del outlet
-    return module
+    return require_loopback()
 
 
 class Source:
