@@ -74,6 +74,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         steepness: float = 12.0,
     ) -> None:
         super().__init__()
+        self._kept: tuple[str | None, list] = None, []
         n_channels, n_gallery = len(channels), len(gallery_ids)
         for i, (n, rank) in enumerate(zip(n_outputs, ranks, strict=True)):
             for name, shape in {
@@ -158,6 +159,24 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         made.category.copy_(torch.from_numpy(np.asarray(category, np.int64)))
         return made
 
+    def refitted(
+        self,
+        models: Mapping[str, ForwardModel],
+        unwhitening: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    ) -> EEGPosterior:
+        """The same set of pictures and settings with other models: other people, another filter.
+
+        Parameters
+        ----------
+        models, unwhitening : see `from_models`; fitted on `gallery_features`
+        """
+        derived = {"subjects", "n_outputs", "ranks", "n_features", "embed_dim", "size", "grid"}
+        config = {k: v for k, v in self.config.items() if k not in derived and k[0] != "_"}
+        known = {k: getattr(self, k).cpu().numpy() for k in ("colours", "both", "category")}
+        known |= {"embeddings": self.gallery.cpu().numpy(), "maps": self.maps.cpu().numpy() / 255}
+        features = self.gallery_features.cpu().numpy()
+        return type(self).from_models(models, unwhitening, features, **known, **config)
+
     def log_likelihood(
         self, eeg: torch.Tensor | np.ndarray, subject: str, n_averaged: int
     ) -> torch.Tensor:
@@ -202,15 +221,13 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         part = self._model(self.config.subjects.index(subject))
         outputs = (part["left"] @ eeg @ part["right"]).flatten(1)[:, part["selected"]]
         outputs = outputs - part["center"]
-        columns = []
-        for x in self.gallery_features.double().split(4096):
-            settled = (x @ part["directions"]) ** 2 @ part["shrinkage"]
-            length = (x**2).sum(1, keepdim=True)
-            variance = part["scale"] * (length - settled).clamp(min=0) + part["lack_of_fit"]
+        squared, columns = outputs**2, []
+        for mean, variance in self._expected(subject):
             variance = variance + part["noise_variance"] / n_averaged
-            mean = x @ part["coefficients"]
-            fit = outputs @ (mean / variance).T - 0.5 * outputs**2 @ (1 / variance).T
-            columns.append(fit - 0.5 * (mean**2 / variance + variance.log()).sum(1))
+            precision = 1 / variance
+            weighted = mean * precision
+            fit = outputs @ weighted.T - 0.5 * squared @ precision.T
+            columns.append(fit - 0.5 * (weighted * mean + variance.log()).sum(1))
         return torch.cat(columns, dim=1)
 
     @torch.no_grad()
@@ -252,6 +269,30 @@ class EEGPosterior(ModelMixin, ConfigMixin):
             ),
             colours=colours.to(device),
         )
+
+    def _expected(self, subject: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What each picture of the set would evoke, and how surely, in blocks of pictures.
+
+        It does not depend on the EEG and takes ten times as long as what does, so the answer for the
+        last person is kept: a stream is decoded epoch by epoch.
+        """
+        if self._kept[0] != subject:
+            part, blocks = self._model(self.config.subjects.index(subject)), []
+            for x in self.gallery_features.double().split(512):
+                settled = (x @ part["directions"]) ** 2 @ part["shrinkage"]
+                length = (x**2).sum(1, keepdim=True)
+                variance = part["scale"] * (length - settled).clamp(min=0) + part["lack_of_fit"]
+                blocks.append((x @ part["coefficients"], variance))
+            self._kept = subject, blocks
+        return self._kept[1]
+
+    def _apply(self, *args, **kwargs):
+        self._kept = None, []  # another device or precision
+        return super()._apply(*args, **kwargs)
+
+    def load_state_dict(self, *args, **kwargs):
+        self._kept = None, []
+        return super().load_state_dict(*args, **kwargs)
 
     def _spread_out(self, weights: np.ndarray) -> np.ndarray:
         largest = max(self.config.largest_weight, 1 / weights.shape[1])

@@ -39,11 +39,11 @@ def study():
         gallery_ids=[f"pic-{i}" for i in range(N)], categories=["a", "b", "c"], temperature=0.5,
         largest_weight=0.3, colour_temperature=0.5, colour_mode=0.4, colour_bandwidth=0.3,
     )  # fmt: skip
-    return component, model, x, known, microvolts.reshape(N, REPS, C, T).mean(1), whitened
+    return component, model, x, known, microvolts.reshape(N, REPS, C, T).mean(1), left, whitened
 
 
 def test_the_component_says_what_the_model_says(study):
-    component, model, x, known, averages, whitened = study
+    component, model, x, known, averages, _, whitened = study
     expected = model.log_likelihood(model.space.project(averages[:6]), x, REPS)
     found = component.log_likelihood(whitened[:6], "sub-01", REPS).numpy()
     difference = found - expected
@@ -90,8 +90,22 @@ def test_saved_and_loaded_it_says_the_same(study, tmp_path):
     component, *_, whitened = study
     component.save_pretrained(tmp_path)
     again = EEGPosterior.from_pretrained(tmp_path)
-    before, after = (c(whitened[:3], "sub-01", REPS).maps for c in (component, again))
-    assert torch.equal(before, after)
+    refitted = again.refitted({"sub-01": study[1]}, {"sub-01": (study[5], np.eye(T))})
+    before, *after = (c(whitened[:3], "sub-01", REPS).maps for c in (component, again, refitted))
+    assert all(torch.equal(before, maps) for maps in after)
+
+
+def test_what_is_kept_between_epochs_is_of_the_weights_that_are_there(study, tmp_path):
+    """Predictions of the set are kept for the next epoch; other weights must not meet old ones."""
+    study[0].save_pretrained(tmp_path)
+    component, epoch = EEGPosterior.from_pretrained(tmp_path), study[-1][:1]
+    first = component.log_likelihood(epoch, "sub-01", REPS)
+    assert torch.equal(component.log_likelihood(epoch, "sub-01", REPS), first)
+    other = {k: -v if k == "coefficients_0" else v for k, v in component.state_dict().items()}
+    component.load_state_dict(other)
+    changed = component.log_likelihood(epoch, "sub-01", REPS)
+    assert not torch.allclose(changed, first)
+    assert not torch.equal(component.half().log_likelihood(epoch, "sub-01", REPS), changed)
 
 
 @pytest.mark.parametrize(

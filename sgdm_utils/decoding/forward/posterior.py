@@ -8,6 +8,7 @@ category) gets its posterior mean as a weighted mean. Nothing is trained.
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 
 def posterior_weights(log_likelihood: np.ndarray, temperature: float = 0.3) -> np.ndarray:
@@ -87,7 +88,7 @@ def posterior_mode(
     for i, w in enumerate(np.asarray(weights)):
         rows = np.argpartition(-w, n_likeliest - 1)[:n_likeliest]
         x, share = values[rows], w[rows] / w[rows].sum()
-        distance = ((x[:, None] - x[None]) ** 2).sum(-1)
+        distance = cdist(x, x, "sqeuclidean")
         center = x[(np.exp(-distance / (2 * bandwidth**2)) @ share).argmax()]
         for _ in range(5):
             near = share * np.exp(-((x - center) ** 2).sum(1) / (2 * bandwidth**2))
