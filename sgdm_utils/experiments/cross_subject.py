@@ -7,7 +7,7 @@ how little it knows about somebody new, and how fast the new person's trials sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sgdm_utils.decoding.forward import ForwardModel, Responses, SignalSpace, measure_responses
+from sgdm_utils.metrics.tables import summarise
 from sgdm_utils.signals.noise import NoiseModel
+
+#: What is known of noise beforehand counts like so many trials: 200 outputs have 20,000 covariances.
+NOISE_TRIALS = 400.0
 
 
 class CrossSubjectError(ValueError):
@@ -142,6 +146,10 @@ class Halves:
         """Averages over all repetitions, (n, n_channels, n_times)."""
         return _weighted(self.epochs, self.counts)
 
+    def apply(self, linear: Callable[[np.ndarray], np.ndarray]) -> Halves:
+        """The same with a linear map of epochs applied, e.g. a whitener."""
+        return replace(self, epochs=linear(self.epochs))
+
 
 def pooled_noise(models: Sequence[NoiseModel]) -> NoiseModel:
     """Noise of nobody in particular: mean covariances over channels and over time."""
@@ -249,7 +257,9 @@ def learn_from(
     both = (counts > 0).all(1)
     scale = np.sqrt((1 / np.maximum(counts, 1)).sum(1))
     rest = ((outputs[:, 0] - outputs[:, 1]) / scale[..., None])[both]
-    white = inverse_root(rest.T @ rest / len(rest))
+    white = inverse_root(
+        (rest.T @ rest + NOISE_TRIALS * np.eye(rest.shape[1])) / (len(rest) + NOISE_TRIALS)
+    )
     outputs = outputs @ white
     mean = _weighted(outputs.reshape(-1, *outputs.shape[2:]), counts.reshape(-1, len(pictures)))
     center = mean.mean(0)
@@ -348,7 +358,7 @@ def calibrate(
     features: np.ndarray,
     picture: np.ndarray,
     outputs: np.ndarray,
-    noise_trials: float = 400.0,
+    noise_trials: float = NOISE_TRIALS,
 ) -> PersonModel:
     """Adapt the model of other people with labelled trials of this one.
 
@@ -414,7 +424,7 @@ def _person(
 
 
 def identity_accuracy(
-    z: np.ndarray, person: np.ndarray, item: np.ndarray, rng: np.random.Generator, n_folds: int = 5
+    z: np.ndarray, person: np.ndarray, item: np.ndarray, rng: np.random.Generator, n_folds: int = 2
 ) -> np.ndarray:
     """Does an embedding tell whose it is? Hits of a linear classifier on pictures it was not fitted on.
 
@@ -435,6 +445,72 @@ def identity_accuracy(
     hits = np.zeros(len(z))
     for held_out in np.unique(fold):
         test = fold == held_out
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=100))
         hits[test] = classifier.fit(z[~test], code[~test]).predict(z[test]) == code[test]
     return hits
+
+
+def draw_batch(
+    people: Sequence[Halves], size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random (person, picture) pairs, averaged over one half of the repetitions or over all.
+
+    Returns
+    -------
+    epochs : float32 array of shape (size, n_channels, n_times)
+    person, picture : int arrays of shape (size,), row of `people` and number of the picture
+    """
+    person = rng.integers(len(people), size=size)
+    row = (rng.random(size) * np.array([len(people[q].pictures) for q in person])).astype(int)
+    use = np.array([[1, 0], [0, 1], [1, 1]])[rng.integers(3, size=size)]
+    counts = np.stack([people[q].counts[:, r] for q, r in zip(person, row, strict=True)])
+    weight = np.where((counts * use).any(1, keepdims=True), counts * use, counts)
+    weight = (weight / weight.sum(1, keepdims=True)).astype(np.float32)
+    both = np.stack([people[q].epochs[:, r] for q, r in zip(person, row, strict=True)])
+    epochs = (weight[..., None, None] * both).sum(1)
+    return (
+        epochs,
+        person,
+        np.array([people[q].pictures[r] for q, r in zip(person, row, strict=True)]),
+    )
+
+
+def mean_rows(
+    ranks_of: Mapping[tuple[str, str, str, int], np.ndarray],
+    n_gallery: int,
+    *,
+    study: str,
+    transductive: bool,
+    rng: np.random.Generator,
+    n_resamples: int,
+    ks: Sequence[int] = (1, 5),
+) -> list[dict[str, object]]:
+    """Table rows of all people: hits of a picture averaged over splits, then over people.
+
+    Parameters
+    ----------
+    ranks_of : mapping of (model, condition, subject, split) to ranks of the seen pictures, (n,)
+
+    Returns
+    -------
+    list of rows as `metrics.summarise` gives them; intervals resample people and pictures
+    """
+    keys = list(ranks_of)
+    rows = []
+    for model, condition in dict.fromkeys(key[:2] for key in keys):
+        people = list(dict.fromkeys(k[2] for k in keys if k[:2] == (model, condition)))
+        for k in ks:
+            hits = [
+                np.mean([ranks_of[key] <= k for key in keys if key[:3] == (model, condition, s)], 0)
+                for s in people
+            ]
+            groups = np.repeat(people, [len(h) for h in hits])
+            rows.append(
+                summarise(
+                    np.concatenate(hits), rng=rng, n_resamples=n_resamples, study=study, model=model,
+                    groups=groups if len(people) > 1 else None, subject="all", seed=None,
+                    condition=condition, metric=f"top{k}", chance=k / n_gallery,
+                    transductive=transductive,
+                )
+            )  # fmt: skip
+    return rows
