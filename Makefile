@@ -73,6 +73,9 @@ evaluate: environment ## score the stored reconstructions of a study anew: make 
 	$(PY) -m sgdm_utils run 07_figures --study $(STUDY) --seed $(SEED)
 
 experiments: environment ## run notebooks/experiments on a finished study: make experiments STUDY=demo SEED=0
+	@if [ "$(STUDY)" = demo ]; then \
+		$(PY) -m snakemake --profile config/profiles/local $(RESOURCES) --config study=people || exit 1; \
+	fi # the people of 14_cross_subject
 	@for notebook in notebooks/experiments/*.ipynb; do \
 		$(PY) -m sgdm_utils run "experiments/$$(basename "$$notebook" .ipynb)" --study $(STUDY) --seed $(SEED) || exit 1; \
 	done

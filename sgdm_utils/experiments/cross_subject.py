@@ -424,7 +424,12 @@ def _person(
 
 
 def identity_accuracy(
-    z: np.ndarray, person: np.ndarray, item: np.ndarray, rng: np.random.Generator, n_folds: int = 2
+    z: np.ndarray,
+    person: np.ndarray,
+    item: np.ndarray,
+    rng: np.random.Generator,
+    without_moments: bool = False,
+    n_folds: int = 2,
 ) -> np.ndarray:
     """Does an embedding tell whose it is? Hits of a linear classifier on pictures it was not fitted on.
 
@@ -433,6 +438,9 @@ def identity_accuracy(
     z : array of shape (n, d)
     person, item : arrays of shape (n,), who saw which picture
     rng : generator, which pictures are held out together
+    without_moments : bool
+        Take out every person's mean and spread over the pictures that are not held out. (Over all
+        pictures, the means of the two parts would be each other's negative, and tell.)
 
     Returns
     -------
@@ -444,9 +452,12 @@ def identity_accuracy(
     fold = (rng.permutation(len(items)) % min(n_folds, len(items)))[index]
     hits = np.zeros(len(z))
     for held_out in np.unique(fold):
-        test = fold == held_out
+        test, x = fold == held_out, np.array(z, np.float64)
+        for q in range(len(people) if without_moments else 0):
+            fitted = x[(code == q) & ~test]
+            x[code == q] = (x[code == q] - fitted.mean(0)) / np.maximum(fitted.std(0), 1e-9)
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=100))
-        hits[test] = classifier.fit(z[~test], code[~test]).predict(z[test]) == code[test]
+        hits[test] = classifier.fit(x[~test], code[~test]).predict(x[test]) == code[test]
     return hits
 
 

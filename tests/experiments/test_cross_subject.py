@@ -137,7 +137,10 @@ def test_identity_is_told_where_it_is_there_and_nowhere_else():
     person, item = np.repeat(np.arange(4), 50), np.tile(np.arange(50), 4)
     z = rng.normal(size=(200, 6))
     assert cross.identity_accuracy(z, person, item, rng).mean() < 0.4
-    assert cross.identity_accuracy(z + 3 * np.eye(4, 6)[person], person, item, rng).mean() > 0.9
+    shifted = z + 3 * np.eye(4, 6)[person]
+    assert cross.identity_accuracy(shifted, person, item, rng).mean() > 0.9
+    # a shift is all there is, and taking it out must not tell either (below chance is telling)
+    assert 0.1 < cross.identity_accuracy(shifted, person, item, rng, True).mean() < 0.4
 
 
 def recording(minutes, onset=None):
