@@ -73,12 +73,11 @@ evaluate: environment ## score the stored reconstructions of a study anew: make 
 	$(PY) -m sgdm_utils run 07_figures --study $(STUDY) --seed $(SEED)
 
 experiments: environment ## run notebooks/experiments on a finished study: make experiments STUDY=demo SEED=0
-	@if [ "$(STUDY)" = demo ]; then \
-		$(PY) -m snakemake --profile config/profiles/local $(RESOURCES) --config study=people || exit 1; \
-	fi # the people of 14_cross_subject
 	@for notebook in notebooks/experiments/*.ipynb; do \
 		$(PY) -m sgdm_utils run "experiments/$$(basename "$$notebook" .ipynb)" --study $(STUDY) --seed $(SEED) || exit 1; \
 	done
+	@if [ "$(STUDY)" = demo ]; then $(MAKE) study STUDY=people && \
+		$(PY) -m sgdm_utils run experiments/14_cross_subject --study people --seed $(SEED); fi
 
 test: lint unit ## what every change needs: code, units, the small study from the recording to the page, twice
 
