@@ -82,6 +82,8 @@ experiments: environment ## run notebooks/experiments on a finished study: make 
 	@for notebook in notebooks/experiments/*.ipynb; do \
 		$(PY) -m sgdm_utils run "experiments/$$(basename "$$notebook" .ipynb)" --study $(STUDY) --seed $(SEED) || exit 1; \
 	done
+	@if [ "$(STUDY)" = demo ]; then $(MAKE) study STUDY=people && \
+		$(PY) -m sgdm_utils run experiments/14_cross_subject --study people --seed $(SEED); fi
 
 test: lint unit ## what every change needs: code, units, the small study from the recording to the page, twice
 

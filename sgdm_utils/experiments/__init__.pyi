@@ -1,6 +1,7 @@
 from . import (
     ablation,
     attribution,
+    cross_subject,
     effects,
     human_test,
     ideal_decoder,
@@ -8,6 +9,7 @@ from . import (
     nice_encoder,
     prior,
     real_brains,
+    recovery,
     regions,
     repetitions,
     training_seeds,
