@@ -120,6 +120,20 @@ def train(
     return Training(spent, n_steps, count(*(module for module, _ in losses)))
 
 
+class Reader(nn.Module):
+    """An EEG encoder of any kind, and one linear layer from its features to what is decoded."""
+
+    def __init__(self, encoder: nn.Module, n_features: int, n_outputs: int) -> None:
+        super().__init__()
+        self.encoder, self.outlet = encoder, nn.Linear(n_features, n_outputs)
+
+    def forward(
+        self, eeg: torch.Tensor, subject: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(batch, n_outputs) for eeg (batch, n_chans, n_times) and subject (batch,)."""
+        return self.outlet(self.encoder(eeg, subject, mask=mask))
+
+
 class FilmBlock(nn.Module):
     """Two convolutions whose features are scaled and shifted by a vector, added to their input."""
 
