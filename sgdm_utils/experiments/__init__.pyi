@@ -1,6 +1,7 @@
 from . import (
     ablation,
     attribution,
+    baselines,
     cross_subject,
     effects,
     human_test,
@@ -8,6 +9,7 @@ from . import (
     low_density,
     nice_encoder,
     prior,
+    published_encoders,
     real_brains,
     recovery,
     regions,

@@ -14,7 +14,37 @@ from sgdm_utils.decoding import encoders
 KERNEL_S, POOL_S, STRIDE_S = 0.1, 0.204, 0.02
 
 
-class NICEEncoder(nn.Module):
+class FixedMontage(nn.Module):
+    """An encoder that knows electrodes by their place in the array: what it refuses, and masks.
+
+    Parameters
+    ----------
+    n_chans, n_times, sfreq : what the encoder is built for, Hz
+    """
+
+    def __init__(self, n_chans: int, n_times: int, sfreq: float) -> None:
+        super().__init__()
+        self.n_chans, self.n_times, self.sfreq = n_chans, n_times, sfreq
+
+    def masked(self, eeg: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Epochs (batch, n_chans, n_times) with masked electrodes at zero.
+
+        Raises
+        ------
+        ValueError
+            Another number of channels or samples, or a mask of another shape.
+        """
+        encoders.check_rate(eeg, self.n_times, self.sfreq, None)
+        if eeg.shape[1] != self.n_chans:
+            raise ValueError(
+                f"the encoder was built for {self.n_chans} channels, got {eeg.shape[1]}: it knows "
+                "electrodes by their place in the array only"
+            )
+        encoders.check_mask(mask, *eeg.shape[:2])
+        return eeg if mask is None else eeg * mask[..., None]
+
+
+class NICEEncoder(FixedMontage):
     """Temporal convolution, average, spatial convolution over the cap, residual projection.
 
     The published sizes are in samples at 250 Hz: kernel 25, average over 51 with stride 5. At
@@ -53,7 +83,7 @@ class NICEEncoder(nn.Module):
         dropout: float = 0.5,
         merge_linear: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(n_chans, n_times, sfreq)
         kernel, self.pool, self.stride = (
             max(1, round(seconds * sfreq)) for seconds in (KERNEL_S, POOL_S, STRIDE_S)
         )
@@ -63,7 +93,7 @@ class NICEEncoder(nn.Module):
                 f"{n_times} samples at {sfreq:g} Hz are shorter than a kernel of {kernel} and an "
                 f"average over {self.pool}: this encoder needs {kernel + self.pool - 1} at least"
             )
-        self.n_chans, self.n_times, self.sfreq = n_chans, n_times, sfreq
+        self.n_steps = n_steps
         self.merge_linear = merge_linear
         self.temporal = nn.Conv2d(1, n_filters, (1, kernel))
         self.after_time = nn.Sequential(nn.BatchNorm2d(n_filters), nn.ELU())
@@ -90,19 +120,13 @@ class NICEEncoder(nn.Module):
         ValueError
             Another number of channels or samples, or a mask of another shape.
         """
-        encoders.check_rate(eeg, self.n_times, self.sfreq, None)
-        if eeg.shape[1] != self.n_chans:
-            raise ValueError(
-                f"the encoder was built for {self.n_chans} channels, got {eeg.shape[1]}: it knows "
-                "electrodes by their place in the array only"
-            )
-        encoders.check_mask(mask, *eeg.shape[:2])
-        if mask is not None:
-            eeg = eeg * mask[..., None]
-        maps = self.after_time(self._filtered(eeg))
-        maps = self.pointwise(self.after_space(self.spatial(maps)))
-        z = self.project(maps.flatten(1))
+        z = self.project(self.features(self.masked(eeg, mask)).flatten(1))
         return self.norm(z + self.residual(z))
+
+    def features(self, eeg: torch.Tensor) -> torch.Tensor:
+        """What the convolutions make of epochs, (batch, n_filters, 1, n_steps)."""
+        maps = self.after_time(self._filtered(eeg))
+        return self.pointwise(self.after_space(self.spatial(maps)))
 
     def _filtered(self, eeg: torch.Tensor) -> torch.Tensor:
         """Temporal convolution and average, (batch, n_filters, n_chans, n_steps)."""

@@ -240,9 +240,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         """
         likelihood = self.log_likelihood(eeg, subject, n_averaged).cpu().numpy()
         config, category = self.config, self.category.cpu().numpy()
-        weights = forward_model.posterior_weights(likelihood, config.temperature)
-        weights = forward_model.favour_categories(weights, category, config.category_power)
-        weights = self._spread_out(weights)
+        weights = self.weights(likelihood)
         known = {"embedding": self.gallery, "maps": self.maps}
         means = {
             name: torch.from_numpy(
@@ -293,6 +291,15 @@ class EEGPosterior(ModelMixin, ConfigMixin):
     def load_state_dict(self, *args, **kwargs):
         self._kept = None, []
         return super().load_state_dict(*args, **kwargs)
+
+    def weights(self, log_likelihood: np.ndarray) -> np.ndarray:
+        """Posterior over the pictures of the set, (batch, n_gallery), from `log_likelihood`."""
+        config = self.config
+        weights = forward_model.posterior_weights(log_likelihood, config.temperature)
+        weights = forward_model.favour_categories(
+            weights, self.category.cpu().numpy(), config.category_power
+        )
+        return self._spread_out(weights)
 
     def _spread_out(self, weights: np.ndarray) -> np.ndarray:
         largest = max(self.config.largest_weight, 1 / weights.shape[1])
