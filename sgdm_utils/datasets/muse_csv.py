@@ -12,7 +12,9 @@ are where they would have been without. What is lost shifts all stamps behind it
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +25,8 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import median_filter
 
-from sgdm_utils.datasets.tables import check_signal
 from sgdm_utils.electrodes import STANDARD_MONTAGE
-from sgdm_utils.errors import DatasetError, reading
+from sgdm_utils.errors import ChannelError, DatasetError, reading
 
 ELECTRODES = ("TP9", "AF7", "AF8", "TP10")
 AUXILIARY = ("Right AUX", "AUX_RIGHT", "AUX", "AUX_R")  # what the fifth input is called
@@ -237,7 +238,7 @@ def _read_csv(path: Path, marker_column: str, aux: str, max_lost: float) -> Muse
     if not len(numbers):
         raise DatasetError(f"{path}: {wanted[-1]} holds no marker, so nothing says what was shown")
     microvolts = np.array([_numbers(table.loc[rows, c], path) for c in columns])
-    check_signal(1e-6 * microvolts, names, str(path))
+    _check_channels(microvolts, names, rows.to_numpy() + 2, path)
     lost, deviation, timing = find_losses(times, str(path), max_lost, rows.to_numpy() + 2)
     place = np.arange(len(times)) + np.cumsum(lost)  # of each row, lost samples counted
     if monitor:  # markers have stamps of their own: on the regular grid
@@ -263,10 +264,20 @@ def _read_csv(path: Path, marker_column: str, aux: str, max_lost: float) -> Muse
 def _open(path: Path, marker_column: str) -> pd.DataFrame:
     """Read the table as text. Columns of markers that began after the header was written get names."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is no comma-separated table in UTF-8: {error}") from error
-    header = [name.strip() for name in lines[0].split(",")] if lines else []
+    lines = text.splitlines()
+    if not lines:
+        raise DatasetError(f"{path} is empty: leave it out")
+    if ";" in lines[0] and "," not in lines[0]:
+        raise DatasetError(
+            f"{path} is separated by semicolons, as spreadsheets save it: write it with commas between "
+            "columns and points in numbers, or take the file as it was recorded"
+        )
+    if not text.endswith(("\n", "\r")):
+        lines.pop()  # the recording broke off within this line, perhaps within a number
+    header = next(csv.reader(lines[:1], skipinitialspace=True), [])
     widths = np.array([line.count(",") + 1 for line in lines])
     extra = int(widths.max(initial=0)) - len(header)
     if extra > 0:
@@ -280,12 +291,28 @@ def _open(path: Path, marker_column: str) -> pd.DataFrame:
         header += [marker_column, *(f"{marker_column}_{i}" for i in range(1, extra))]
     try:
         table = pd.read_csv(
-            path, encoding="utf-8-sig", dtype=str, skipinitialspace=True, names=header,
+            io.StringIO("\n".join(lines)), dtype=str, skipinitialspace=True, names=header,
             header=None, skiprows=1, index_col=False, skip_blank_lines=False,
         )  # fmt: skip
     except ValueError as error:
         raise DatasetError(f"{path} is no comma-separated table of numbers: {error}") from error
     return table.dropna(how="all")
+
+
+def _check_channels(
+    microvolts: np.ndarray, names: Sequence[str], line: np.ndarray, path: Path
+) -> None:
+    for name, values in zip(names, microvolts, strict=True):
+        if (gone := ~np.isfinite(values)).any():
+            raise ChannelError(
+                f"{path}: channel {name!r} holds {gone.sum()} samples that are no numbers, from line "
+                f"{line[gone.argmax()]} on. Take these lines out, which makes a gap of them, or leave the "
+                "file out"
+            )
+        if np.ptp(values) == 0:
+            raise ChannelError(
+                f"{path}: no signal at all in {name}: the electrode had no contact. Leave the file out"
+            )
 
 
 def _numbers(cells: pd.Series, path: Path) -> np.ndarray:

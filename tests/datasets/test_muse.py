@@ -398,6 +398,37 @@ def test_a_marker_column_that_begins_later_is_read(tmp_path):
         muse_csv.read_csv(file)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:-30],  # broke off within a line
+        lambda text: "\ufeff" + text.replace("\n", "\r\n"),
+        lambda text: '"' + text.replace("\n", '"\n', 1).replace(",", '","', 6),
+        lambda text: text.replace("\n", "\n\n", 2),
+    ],
+)
+def test_a_file_may_break_off_and_be_quoted(tmp_path, change):
+    file = tmp_path / "run.csv"
+    file.write_bytes(change(table_of().to_csv(index=False)).encode())
+    run = muse_csv.read_csv(file)
+    assert run.events.tolist() == [[256, 1], [512, 2], [768, 1]]
+    assert 1023 <= run.microvolts.shape[1] <= 1024 and not run.lost
+
+
+def test_blank_samples_are_a_gap_when_the_advice_is_followed(tmp_path):
+    table = table_of(6.0)
+    table.loc[600:611, "AF8"] = np.nan
+    with pytest.raises(ChannelError, match=r"'AF8' holds 12 samples .* from line 602 on\. Take"):
+        convert(tmp_path, table)
+    root = convert(tmp_path, table.dropna())
+    recording = bids_recordings.find_recordings(root).iloc[0]
+    raw = bids_recordings.read_recording(recording, root)
+    assert raw.n_times == len(table) and len(bad_stretches(raw)) == 1
+    (tmp_path / "x.csv").write_text(table.to_csv(sep=";", decimal=",", index=False))
+    with pytest.raises(DatasetError, match="separated by semicolons"):
+        muse_csv.read_csv(tmp_path / "x.csv")
+
+
 def test_the_auxiliary_input_is_an_electrode_where_it_is_named(tmp_path):
     table = table_of()
     root = convert(tmp_path, table, aux="poz")

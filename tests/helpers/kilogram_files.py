@@ -3,7 +3,7 @@
 No figure of KiloGram is in here: they may not be distributed. Names ("page1-0"), attributes, number
 formats and the three schemas of annotations are those of the collection.
 
-    python tests/mini_trees.py kilogram_mini
+    python tests/helpers/mini_trees.py kilogram_mini
 """
 
 from __future__ import annotations

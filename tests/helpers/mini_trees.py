@@ -1,7 +1,7 @@
 """Write the miniature data sets of `config/*_mini.yaml`, in the exact form of the published files.
 
-python tests/mini_trees.py things_eeg2_mini      writes data/raw/things_eeg2_mini
-python tests/mini_trees.py kilogram_mini         writes data/raw/kilogram_mini
+python tests/helpers/mini_trees.py things_eeg2_mini      writes data/raw/things_eeg2_mini
+python tests/helpers/mini_trees.py kilogram_mini         writes data/raw/kilogram_mini
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WRITERS = {
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in WRITERS:
-        sys.exit(f"usage: python tests/mini_trees.py {'|'.join(WRITERS)}")
+        sys.exit(f"usage: python tests/helpers/mini_trees.py {'|'.join(WRITERS)}")
     target = paths.raw_dir(sys.argv[1])
     WRITERS[sys.argv[1]](target)
     print("written:", paths.relative(target))
