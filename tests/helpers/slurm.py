@@ -118,6 +118,9 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         wait_for(ready, 60, "both nodes", lambda: _outputs(folder))
         yield environment
     finally:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            call(environment, "scancel", f"--user={getpass.getuser()}")
+        time.sleep(1)  # for the nodes to end what they compute
         for daemon in reversed(daemons):
             daemon.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
