@@ -137,11 +137,11 @@ def score_folders(
             network = substitute or load_group(group, weights, device, precision, text)
             with tqdm(desc=group, unit="picture", disable=not progress) as bar:
                 if isinstance(network, Trunk):
-                    target = _target_features(
+                    known = _target_features(
                         network, pairs, read, keep_targets, made_with | {"of": inputs["target"]}
                     )
-                    new = _score_features(network, todo, pairs, texts, bar, read, target)
-                    del target
+                    new = _score_features(network, todo, pairs, texts, bar, read, known)
+                    del known
                 else:
                     new = _score_pictures(network, todo, pairs, device, bar, read)
             del network
