@@ -169,6 +169,8 @@ class LSLReceiver:
     def _open(self, described):
         inlet = self._lsl.StreamInlet(described, max_buffered=60, processing_flags=["clocksync"])
         inlet.open_stream(timeout=self.timeout_s)
+        # the first estimate takes most of a second, which the first samples would have to wait for
+        inlet.time_correction(timeout=max(self.timeout_s, 5.0))
         return inlet
 
     def _check_size(self, samples: np.ndarray) -> None:
