@@ -19,6 +19,7 @@ import numpy as np
 from sgdm_utils.signals.epoching import epoch_map
 
 _LONGEST = 256  # samples that are filtered in one product
+_AHEAD_S = 60.0  # a marker that is further ahead of the samples has another clock
 _FINE, _SETTLING, _LOST = 0, 1, 2
 
 
@@ -181,7 +182,7 @@ class EpochCutter:
         `epochs`, `late_markers` (their epoch was over when they came), `lost_samples`, `gaps`,
         `restarts` (a gap longer than the buffer, or stamps that run backwards), and epochs that were
         dropped: `dropped_lost`, `dropped_settling`, `dropped_outside` (older than the buffer, or
-        further ahead of the samples than it is long).
+        more than a minute ahead of the samples: a clock of its own).
 
     Raises
     ------
@@ -279,7 +280,7 @@ class EpochCutter:
             return None
         half = 0.5 / self.sfreq
         if onset > self._stamps[-1] + half:
-            ahead = onset - self._stamps[-1] > self.buffer / self.sfreq
+            ahead = onset - self._stamps[-1] > _AHEAD_S
             return "dropped_outside" if ahead else None
         i = int(np.abs(self._stamps - onset).argmin())
         if i + self.first < 0 or onset < self._stamps[0] - half:

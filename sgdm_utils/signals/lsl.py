@@ -18,7 +18,9 @@ from sgdm_utils.signals.live import LiveError
 UNITS = dict.fromkeys(("v", "volt", "volts", "0"), 1.0)
 UNITS |= dict.fromkeys(("mv", "millivolt", "millivolts", "-3"), 1e-3)
 UNITS |= dict.fromkeys(("uv", "µv", "μv", "microvolt", "microvolts", "-6"), 1e-6)
-_BLOCK = 4096  # samples that are fetched at once
+_BLOCK_S = (
+    0.5  # that are fetched at once: a decoder that lags cuts epochs before they leave its buffer
+)
 
 
 class StreamLost(LiveError):
@@ -122,8 +124,9 @@ class LSLReceiver:
             The size of the first second is not that of EEG; no marker for `patience_s`.
         """
         try:
-            chunk, stamps = self._eeg.pull_chunk(timeout=0.0, max_samples=_BLOCK)
-            labels, at = self._markers.pull_chunk(timeout=0.0, max_samples=_BLOCK)
+            n = max(1, round(_BLOCK_S * self.sfreq))
+            chunk, stamps = self._eeg.pull_chunk(timeout=0.0, max_samples=n)
+            labels, at = self._markers.pull_chunk(timeout=0.0, max_samples=1024)
         except RuntimeError as error:
             raise StreamLost(f"the stream {self.name!r} broke off: {error}") from error
         markers = [(label[0], float(stamp)) for label, stamp in zip(labels, at, strict=True)]
@@ -169,6 +172,8 @@ class LSLReceiver:
     def _open(self, described):
         inlet = self._lsl.StreamInlet(described, max_buffered=60, processing_flags=["clocksync"])
         inlet.open_stream(timeout=self.timeout_s)
+        # the first estimate takes most of a second, which the first samples would have to wait for
+        inlet.time_correction(timeout=max(self.timeout_s, 5.0))
         return inlet
 
     def _check_size(self, samples: np.ndarray) -> None:

@@ -214,7 +214,7 @@ class Source:
             )
 
     def receiver(self, **options):
-        settings = {"channels": NAMES, "sfreq": SFREQ, "timeout_s": 1.0} | options
+        settings = {"channels": NAMES, "sfreq": SFREQ, "timeout_s": 10.0} | options
         return lsl.LSLReceiver(self.name, **settings)
 
     def send(self, samples):
@@ -222,7 +222,7 @@ class Source:
         self.eeg.push_chunk(np.ascontiguousarray(samples.T), self.module.local_clock())
 
 
-def fetched(receiver, n, seconds=5.0):
+def fetched(receiver, n, seconds=15.0):
     """At least n samples of a receiver."""
     parts, end = [], time.monotonic() + seconds
     while sum(part.shape[1] for part in parts) < n and time.monotonic() < end:
@@ -237,18 +237,17 @@ REFUSED = {
     "a channel twice": ({"names": ["Fp1", "Cz", "Cz", "O1", "Oz", "O2"]}, {"channels": ["Cz"]}, "Cz twice"),
     "no names": ({"names": None}, {}, "does not name its channels"),
     "no unit": ({"unit": None}, {}, "does not say in which unit.*unit='microvolts'"),
-    "no markers": ({"markers": None}, {}, "no LSL stream .*-annotations' with markers.*annotations are set"),
+    "no markers": ({"markers": None}, {"timeout_s": 1.0}, "no LSL stream .*-annotations' with markers.*annotations are set"),
     "markers as numbers": ({"markers": "float64"}, {}, "holds numbers .float64.*annotations_encoding='string'"),
-    "no stream": ({}, {"name": "nobody"}, "no LSL stream 'nobody' with EEG.*give the name of one that is there"),
+    "no stream": ({}, {"name": "nobody", "timeout_s": 1.0}, "no LSL stream 'nobody' with EEG.*give the name of one that is there"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_stream_that_cannot_be_understood_is_refused(loopback, case):
     source, options, message = REFUSED[case]
-    source = Source(loopback, **source)
-    name = options.pop("name", source.name) if "name" in options else source.name
-    source.name = name
+    source, options = Source(loopback, **source), dict(options)
+    source.name = options.pop("name", source.name)
     with pytest.raises(LiveError, match=message):
         source.receiver(**options)
 
