@@ -23,7 +23,7 @@ from skimage.transform import resize
 from sgdm_utils.metrics.retrieval import TIE_TOLERANCE
 from sgdm_utils.stimuli.maps import structure_map
 
-PENALTIES = (0.03, 0.1, 0.3, 1.0)  # of the mean eigenvalue
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the mean eigenvalue
 
 
 def upper(rdm: np.ndarray) -> np.ndarray:
@@ -117,6 +117,7 @@ class GeometryDecoder:
         self.penalties = tuple(penalties)
         m, products = n - 1, scalar_products(rdm)
         self._hat = np.empty((len(penalties), n, m, m), np.float32)
+        self._error = np.empty_like(self._hat)
         self._weights = np.empty((len(penalties), n, m))
         self._rest = np.array([np.delete(np.arange(n), i) for i in range(n)])
         for i, rest in enumerate(self._rest):
@@ -127,7 +128,9 @@ class GeometryDecoder:
             values = np.maximum(values, 0)
             for c, penalty in enumerate(penalties):
                 filtered = vectors / (values + penalty * values.mean())
-                self._hat[c, i] = 1 / m + (filtered * values) @ vectors.T
+                hat = 1 / m + (filtered * values) @ vectors.T
+                left_out = (np.eye(m) - hat) / (1 - np.diagonal(hat))[:, None]
+                self._hat[c, i], self._error[c, i] = hat, left_out.T @ left_out
                 w = filtered @ (vectors.T @ (across - across.mean()))
                 self._weights[c, i] = 1 / m + w - w.mean()
 
@@ -153,20 +156,16 @@ class GeometryDecoder:
             )
         rows = y[self._rest]  # (n, m, n_targets)
         each = np.arange(self.n)
-        errors = [((self._inner(hat, rows) - rows) ** 2).sum((1, 2)) for hat in self._hat]
-        chosen = np.argmin(errors, axis=0)
-        inner = self._inner(self._hat[chosen, each], rows)
+        # the summed squared error is a quadratic form in the targets, so their products suffice
+        products = (y @ y.T)[self._rest[:, :, None], self._rest[:, None]]
+        chosen = np.einsum("cijk,ijk->ci", self._error, products).argmin(0)
+        hat = self._hat[chosen, each]
+        inner = rows - (rows - hat @ rows) / (1 - np.diagonal(hat, axis1=1, axis2=2)[..., None])
         inner, centred = (x - x.mean(1, keepdims=True) for x in (inner, rows))
         length = np.sqrt((inner**2).sum((1, 2)) * (centred**2).sum((1, 2)))
         agreement = (inner * centred).sum((1, 2)) / np.maximum(length, 1e-12)
         predicted = np.einsum("im,imt->it", self._weights[chosen, each], rows)
         return predicted, chosen, agreement
-
-    @staticmethod
-    def _inner(hat: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Each row predicted from the others of its set."""
-        leverage = np.diagonal(hat, axis1=1, axis2=2)[..., None]
-        return rows - (rows - hat @ rows) / (1 - leverage)
 
 
 def scalar_products(squared: np.ndarray) -> np.ndarray:
