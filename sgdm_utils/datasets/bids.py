@@ -30,7 +30,7 @@ from sgdm_utils.datasets.positions import AS_MEASURED, place_electrodes
 from sgdm_utils.datasets.same_signal import require_different
 from sgdm_utils.datasets.sidecars import entities, find_sidecar, read_tsv
 from sgdm_utils.datasets.tables import check_magnitude, check_signal, in_order, natural_order
-from sgdm_utils.datasets.unreadable import explain, json_problem
+from sgdm_utils.datasets.unreadable import explain, json_problem, require_beside
 from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.stimuli.files import leading_out
 from sgdm_utils.workflow.content import require_content
@@ -357,6 +357,7 @@ def refuse_copies(
 
 
 def _open(reader: Callable[..., mne.io.BaseRaw], path: Path | mne_bids.BIDSPath) -> mne.io.BaseRaw:
+    require_beside(Path(path.fpath if isinstance(path, mne_bids.BIDSPath) else path))
     try:
         return reader(path, verbose="error")
     except Exception as error:  # readers raise whatever a header or a table leads them to

@@ -121,7 +121,7 @@ def run(
         whole = path.read_bytes()
         path.write_bytes(mutate(whole, rng))
         progress(i)
-        start = time.monotonic()
+        start = time.process_time()  # a busy machine is no slow reader
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -135,7 +135,7 @@ def run(
                               "error": f"{type(error).__name__}: {str(error)[:300]}"})  # fmt: skip
         finally:
             path.write_bytes(whole)
-        if (took := time.monotonic() - start) > 10:
+        if (took := time.process_time() - start) > 10:
             found.append({"case": case.name, "input": i, "file": path.name, "where": "",
                           "error": f"slow: {took:.1f} s"})  # fmt: skip
     return found
