@@ -28,7 +28,7 @@ from sgdm_utils.datasets.tables import (
     in_order,
     natural_order,
 )
-from sgdm_utils.datasets.unreadable import explain, json_problem
+from sgdm_utils.datasets.unreadable import explain, json_problem, require_beside
 from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.workflow.content import require_content
 from sgdm_utils.workflow.formats import read_json
@@ -351,6 +351,7 @@ def refuse_copies(
 
 
 def _open(reader: Callable[..., mne.io.BaseRaw], path: Path | mne_bids.BIDSPath) -> mne.io.BaseRaw:
+    require_beside(Path(path.fpath if isinstance(path, mne_bids.BIDSPath) else path))
     try:
         return reader(path, verbose="error")
     except Exception as error:  # readers raise whatever a header or a table leads them to

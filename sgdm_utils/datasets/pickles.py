@@ -143,8 +143,10 @@ def _unpickle(stream: BinaryIO, path: Path, size: int) -> Any:
     stream.seek(start)
     try:
         return _plain(_Unpickler(stream, path).load(), path)
-    except DatasetError:
-        raise
+    except DatasetError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error  # a name does not know where it stands
     except Exception as error:  # a damaged pickle leads the machine into any of them
         raise DatasetError(
             f"{path} is damaged near byte {stream.tell()} ({type(error).__name__}: {error}). {AGAIN}"

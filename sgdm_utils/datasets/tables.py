@@ -27,10 +27,8 @@ EVENT_COLUMNS = (
 #: Span within a second, or a trial: smallest, typical and largest of the median channel, and the largest
 #: of any, which for volts is beyond the range of every amplifier.
 SPANS = {"volts": (5e-7, 5e-5, 5e-3, 0.5), "whitened": (0.05, 5.0, 500.0, 1e5)}
-SMALLEST_V, LARGEST_V = (
-    1e-9,
-    10.0,
-)  # span of a channel over a recording: less than a step, above any offset
+SMALLEST_V = 1e-9  # span of a channel over a recording, less than a step of any amplifier
+LARGEST_V = 10.0  # distance of a sample from its channel's level, more than any offset
 RATES = (1.0, 1e6)  # Hz
 IMAGE_COLUMNS = ("image_id", "concept", "stim_file", "n_trials")
 
@@ -139,20 +137,16 @@ def check_signal(data: np.ndarray, ch_names: list[str], where: str) -> None:
     ChannelError
         With the channel, the number of samples concerned, and the remedy.
     """
-    lost = [int((~np.isfinite(row)).sum()) for row in data]  # row by row, lest memory doubles
-    # away from its own level, which direct current may lift
-    far = (
-        [int((np.abs(row - np.median(row)) > LARGEST_V).sum()) for row in data]
-        if not any(lost)
-        else lost
-    )
-    if any(far):
-        worst = int(np.argmax(far))
-        what = "NaN or infinite" if any(lost) else f"more than {LARGEST_V:g} V off its median"
+    # row by row, lest memory doubles; away from the channel's own level, which direct current may lift
+    count, what = [int((~np.isfinite(row)).sum()) for row in data], "NaN or infinite"
+    if not any(count):
+        count = [int((np.abs(row - np.median(row)) > LARGEST_V).sum()) for row in data]
+        what = f"more than {LARGEST_V:g} V off its median"
+    if any(count):
+        worst = int(np.argmax(count))
         raise ChannelError(
-            f"{where}: channel {ch_names[worst]!r} holds {far[worst]} samples that "
-            f"are {what}. Mark it as bad in channels.tsv (status 'bad') or export the "
-            "recording again."
+            f"{where}: channel {ch_names[worst]!r} holds {count[worst]} samples that are {what}. Mark it "
+            "as bad in channels.tsv (status 'bad') or export the recording again."
         )
     flat = np.ptp(data, axis=1) < SMALLEST_V
     if flat.any():

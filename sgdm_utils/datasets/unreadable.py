@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import mne
 import mne_bids
 
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.content import absent_content
 
 #: Columns of a BIDS table without which MNE-BIDS stops, and which of them are numbers.
@@ -25,6 +27,7 @@ _TABLES = {
 }
 #: Columns of events.tsv that MNE 1.13 keeps for itself: MNE-BIDS 0.20 hands all columns on to it.
 _RESERVED = ("description", "ch_names", "hed_string")
+_NAMED = re.compile(r"^(DataFile|MarkerFile)\s*=(.*)$", re.MULTILINE)
 _HDF5 = b"MATLAB 7.3 MAT-file"
 
 
@@ -57,6 +60,25 @@ def explain(path: Path | mne_bids.BIDSPath, error: Exception) -> str:
         f"{what}. Its header is not understood. Compare its size and checksum with the source's: "
         "where they differ copy it again, where they agree export the recording again"
     )
+
+
+def require_beside(file: Path) -> None:
+    """Refuse a BrainVision header that takes its samples or markers from another folder.
+
+    MNE follows an absolute path and `..`: any file of this machine would be read as EEG.
+
+    Raises
+    ------
+    DatasetError
+    """
+    if file.suffix != ".vhdr" or not file.is_file():
+        return
+    for field, name in _NAMED.findall(file.read_bytes()[:10_000].decode("latin-1")):
+        if re.search(r"[/\\:]|^\.\.$", name.strip()):
+            raise DatasetError(
+                f"{file}: {field} is {name.strip()!r}, and the files of a recording lie side by side. Put "
+                f"it beside the header and write its name alone"
+            )
 
 
 def _opening_fails(file: Path) -> bool:

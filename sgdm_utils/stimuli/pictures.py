@@ -102,12 +102,9 @@ class StimulusSet:
         words = dict.fromkeys(("image_id", "shape", "texture", "body", "crown", "digest"), str)
         with reading(folder / "stimuli.tsv", "a table of pictures", "Write the stimuli again (00)"):
             table = pd.read_csv(
-                folder / "stimuli.tsv",
-                sep="\t",
-                dtype=words,
-                keep_default_na=False,
+                folder / "stimuli.tsv", sep="\t", dtype=words, keep_default_na=False,
                 na_values=["NaN"],
-            )
+            )  # fmt: skip
         arrays = {name: read_npy(folder / f"{name}.npy") for name in _ARRAYS}
         with reading(folder, "pictures with their table", "Write the stimuli again"):
             loaded = cls(table, **arrays)
@@ -292,7 +289,8 @@ def from_files(
     Raises
     ------
     PictureError
-        A name that leads out of the folder (`files.leading_out`); if a file leaves open what was shown, see `files.read_rgb`.
+        A name that leads out of the folder (`files.leading_out`), a file that leaves open what was
+        shown (`files.read_rgb`).
     """
     require_inside(Path(folder), images["stim_file"], root, lambda name: "the table of images")
     files = [Path(folder) / name for name in images["stim_file"]]

@@ -187,6 +187,16 @@ def test_a_stimulus_of_events_tsv_cannot_either(tmp_path, name):
         from_files(tmp_path / "root/stimuli", table, 16, tmp_path / "root")
 
 
+@pytest.mark.parametrize("name", ["/etc/hostname", "../x.eeg", "C:\\x.eeg", ".."])
+def test_the_samples_of_a_header_lie_beside_it(tmp_path, name):
+    sidecar = small_bids.add_recording(tmp_path)
+    header = sidecar.with_name(sidecar.name.replace("_events.tsv", "_eeg.vhdr"))
+    text = header.read_text()
+    header.write_text(re.sub(r"DataFile=.*", lambda _: f"DataFile={name}", text))
+    with pytest.raises(DatasetError, match=rf"{header.name}: DataFile is {re.escape(repr(name))}"):
+        readers.open_study("bids", tmp_path, ["sub-01"], mapping=bids.EventMapping())
+
+
 # ------------------------------------------------------------------ sizes that nothing has
 
 

@@ -203,8 +203,8 @@ def points_of(name: int) -> str:
         ('id="5"', 'id="5" transform="turn left"', "is not understood at 'turn left'"),
         ("viewBox", "viewbox", "has the viewBox None, not four numbers"),
         ('viewBox="0', 'viewBox="', "not four numbers"),
-        ("</svg>", "", "x.svg cannot be read as SVG .*no element found"),
-        ("</svg>", "&bomb;</svg>", "cannot be read as SVG .*undefined entity"),
+        ("</svg>", "", "x.svg cannot be read as SVG (ParseError: no element found"),
+        ("</svg>", "&bomb;</svg>", "cannot be read as SVG (ParseError: undefined entity"),
     ],
 )
 def test_a_faulty_figure_is_named(tmp_path, old, new, message):

@@ -26,9 +26,9 @@ def test_text_of_the_data_is_written_as_it_is():
     rows = [{"subject": s, "metric": "top1", "model": "sgdm", "condition": "eeg", "value": 0.5,
              "ci_low": 0.4, "ci_high": 0.6, "chance": 0.1, "n": 9} for s in HOSTILE]  # fmt: skip
     panels.retrieval_bars(pd.DataFrame(rows), ["top1"])
-    results.subject_dots(pd.DataFrame(rows), ["top1"], {("sgdm", "eeg"): ("EEG", "#000000")})
+    results.subject_dots(pd.DataFrame(rows), ["top1"], {("sgdm", "eeg"): ("EEG", "#444444")})
     results.mosaic({t: pictures for t in HOSTILE}, HOSTILE, dict.fromkeys(HOSTILE, HOSTILE[1]),
-                   dict.fromkeys(HOSTILE, "#000000"))  # fmt: skip
+                   dict.fromkeys(HOSTILE, "#444444"))  # fmt: skip
     drawn = set()
     for number in plt.get_fignums():
         figure = plt.figure(number)

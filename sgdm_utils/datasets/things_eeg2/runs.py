@@ -40,7 +40,7 @@ from sgdm_utils.datasets.things_eeg2.design import (
     choose_subjects,
 )
 from sgdm_utils.datasets.things_eeg2.images import identify, load_image_set, word_of
-from sgdm_utils.datasets.unreadable import explain
+from sgdm_utils.datasets.unreadable import explain, require_beside
 from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError, reading
 
@@ -223,6 +223,7 @@ def _checked_header(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
 
 def _open(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     path = root / recording["path"]
+    require_beside(path)
     try:
         return mne.io.read_raw(path, preload=False, verbose="error").pick("eeg")
     except Exception as error:  # readers raise whatever a broken header leads them to
