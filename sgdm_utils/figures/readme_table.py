@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from sgdm_utils.figures import claims
 from sgdm_utils.metrics import tables
 from sgdm_utils.workflow import config, paths
 
@@ -100,6 +101,15 @@ def results(study: str = "demo") -> str:
         lines += [
             "",
             f"The EEG row with the training seeds {listing}: {'; '.join(told)} (`20_seeds`).",
+        ]
+    if of_claims := claims.lines(folder):
+        lines += [
+            "",
+            "What the experiments say to claims of the field (same recording, means over people; each notebook has intervals, controls and tests):",
+            "",
+            "| claim | numbers | notebook |",
+            "|---|---|---|",
+            *of_claims,
         ]
     cost = table("runtime")
     wall = cost.loc[cost["metric"] == "wall_s", "value"].sum() / 60

@@ -6,7 +6,7 @@ import re
 
 import yaml
 
-from sgdm_utils.figures import readme_table
+from sgdm_utils.figures import claims, readme_table
 from sgdm_utils.metrics import tables
 from sgdm_utils.workflow import paths
 
@@ -30,6 +30,17 @@ def test_files_that_the_readme_links_to_exist():
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert len(targets) > 10
     assert [t for t in targets if not (ROOT / t).exists()] == []
+
+
+def test_papermill_alone_gets_every_notebook_of_the_chain_in_order():
+    listed = re.findall(r"^papermill -k python3 notebooks/(\w+)\.ipynb", README, re.MULTILINE)
+    assert listed == [stage.notebook for stage in paths.STAGES.values()]
+
+
+def test_every_claim_in_the_readme_has_its_table_and_is_computed():
+    rows = claims.lines(ROOT / "reports/demo/tables")
+    assert len(rows) == len(claims.CLAIMS) and all(row in README for row in rows)
+    assert claims.lines(ROOT / "tests") == []  # where nothing ran, nothing is claimed
 
 
 def test_every_demo_number_has_its_controls():

@@ -1,0 +1,129 @@
+"""What the experiments say to the claims made for such models: a computed table for README.md.
+
+Values are means over the rows that a claim names (people, or training seeds); where a table is not
+there, the claim has no row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from sgdm_utils.metrics import tables
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the table.
+
+    Attributes
+    ----------
+    text : str, the claim as the field makes it
+    notebook : str, stem of the experiment
+    table : str, name of its table
+    values : tuple of (label, model, condition, metric)
+    by_person : bool, the value of each person instead of the mean
+    digits : int, decimal places
+    """
+
+    text: str
+    notebook: str
+    table: str
+    values: tuple[tuple[str, str, str, str], ...]
+    by_person: bool = False
+    digits: int = 2
+
+
+CLAIMS = (
+    Claim(
+        "a single look is enough (top-1)", "15_repetitions", "repetitions",
+        tuple(
+            (f"{name}, {n} trial{'s' * (n > 1)}", model, f"repetitions_{n}", "top1")
+            for name, model in (("forward model", "forward"), ("network", "sgdm"))
+            for n in (1, 4, 20)
+        ),
+    ),
+    Claim(
+        "few electrodes are enough (top-1)", "13_low_density", "low_density",
+        tuple(
+            (f"{name}, {n}", model, f"{kind}_{n}", "top1")
+            for name, model in (("forward model", "forward"), ("network", "sgdm"))
+            for kind, n in (("all", 63), ("posterior", 17), ("posterior", 8), ("posterior", 4))
+        ),
+    ),
+    Claim(
+        "it works for people nobody trained on (top-1)", "14_cross_subject", "cross_subject",
+        (
+            ("no calibration", "forward", "0 min", "top1"),
+            ("1 minute", "forward", "1 min", "top1"),
+            ("10 minutes", "forward", "10 min", "top1"),
+            ("10 minutes of another person", "wrong person", "10 min", "top1"),
+            ("model of one's own", "own model", "all minutes", "top1"),
+        ),
+    ),
+    Claim(
+        "better pictures than GAN and VAE, equal time (PixCorr / IoU)", "11_baselines", "baselines",
+        tuple(
+            (f"{name}, {label}", model, "eeg", metric)
+            for name, model in (
+                ("SGDM", "sgdm_equal_time"), ("GAN", "cgan"), ("VAE", "cvae"),
+                ("no network, colours on lines", "colours_on_lines"),
+            )
+            for label, metric in (("PixCorr", "pixcorr"), ("IoU", "silhouette_iou"))
+        ),
+        digits=3,
+    ),
+    Claim(
+        "form comes early, meaning late (peak of unique variance, ms)", "16b_variance_partitioning", "partitioning",
+        tuple((k, "linear", "eeg", f"{k}_peak_ms") for k in ("retinotopic", "structure", "meaning")),
+        by_person=True, digits=0,
+    ),
+    Claim(
+        "it decodes live (ms, and top-1 of single trials)", "22_live", "live",
+        (
+            ("meaning, median", "live", "work", "meaning_ms_median"),
+            ("picture, median", "live", "work", "picture_ms_median"),
+        ),
+        digits=0,
+    ),
+)  # fmt: skip
+
+
+def lines(folder: Path) -> list[str]:
+    """Rows of the Markdown table, without its head.
+
+    Parameters
+    ----------
+    folder : Path, of the tables of a study
+    """
+    found = []
+    for claim in CLAIMS:
+        path = folder / f"{claim.table}.csv"
+        if not path.is_file():
+            continue
+        table = tables.read_table(path)
+        parts = [
+            f"{label} {value}"
+            for label, *key in claim.values
+            if (value := _value(table, *key, by_person=claim.by_person, digits=claim.digits))
+        ]
+        if parts:
+            link = f"[{claim.notebook}](notebooks/experiments/{claim.notebook}.ipynb)"
+            found.append(f"| {claim.text} | {'; '.join(parts)} | {link} |")
+    return found
+
+
+def _value(
+    table: pd.DataFrame, model: str, condition: str, metric: str, by_person: bool, digits: int
+) -> str:
+    """Mean over people and seeds, or the value of each person; "" where there is no row."""
+    here = table[
+        (table["model"] == model) & (table["condition"] == condition) & (table["metric"] == metric)
+    ]
+    people = here[here["subject"] != "all"]
+    if by_person:
+        return ", ".join(f"{v:.{digits}f}" for v in people.sort_values("subject")["value"])
+    rows = people if len(people) else here
+    return f"{rows['value'].mean():.{digits}f}" if len(rows) else ""
