@@ -81,12 +81,11 @@ CLAIMS = (
         by_person=True, digits=0,
     ),
     Claim(
-        "it decodes live (ms, and top-1 of single trials)", "22_live", "live",
+        "it decodes live, by causal filters (top-1 of single trials)", "22_live", "live",
         (
-            ("meaning, median", "live", "work", "meaning_ms_median"),
-            ("picture, median", "live", "work", "picture_ms_median"),
+            ("from the stream", "live", "eeg", "top1_single_trial"),
+            ("offline", "offline", "eeg", "top1_single_trial"),
         ),
-        digits=0,
     ),
 )  # fmt: skip
 
