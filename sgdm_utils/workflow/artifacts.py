@@ -134,7 +134,7 @@ def write_artifact(
         "stage": stage,
         "notebook": notebook,
         "parameters": plain(dict(parameters), "parameter"),
-        "upstream": merge_upstream(inputs),
+        "upstream": merge_upstream(inputs, study),
         "code": digests.code_digests(notebook),
         "inputs": {
             _relative_to_data(artifact.path): artifact.content_digest for artifact in inputs
@@ -460,8 +460,14 @@ class UpstreamParameters(Mapping):
         return len({name for values in self.by_stage.values() for name in values})
 
 
-def merge_upstream(inputs: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
+def merge_upstream(
+    inputs: Sequence[Artifact], study: str | None = None
+) -> dict[str, dict[str, Any]]:
     """Collect the parameters of all stages behind `inputs`, by stage.
+
+    An experiment may read results of a second study (a recording of real people beside the simulated
+    one). Where `study`, the experiment's own, is given, stages of others have their study's name before
+    them, ``"my_bids/data"``, and may have settings of their own.
 
     Raises
     ------
@@ -472,7 +478,10 @@ def merge_upstream(inputs: Sequence[Artifact]) -> dict[str, dict[str, Any]]:
     origin: dict[str, str] = {}
     for artifact in inputs:
         own = {artifact.identity["stage"]: artifact.parameters}
-        for stage, values in {**artifact.identity["upstream"], **own}.items():
+        whose = artifact.identity["study"]
+        prefix = f"{whose}/" if study is not None and whose != study else ""
+        for of_stage, values in {**artifact.identity["upstream"], **own}.items():
+            stage = prefix + of_stage
             settings = {name: value for name, value in values.items() if name not in LABELS}
             known = merged.setdefault(stage, settings)
             origin.setdefault(stage, artifact.label)

@@ -124,6 +124,17 @@ def test_a_parameter_that_two_stages_declare_has_to_be_asked_for_by_stage(study)
     assert last.upstream_parameters.by_stage["structure"]["rate"] == 0.25
 
 
+def test_results_of_a_second_study_have_settings_of_their_own(study, monkeypatch):
+    one = write("data", size=3)
+    monkeypatch.setitem(globals(), "STUDY", "other")
+    two = write("preprocessing", "sub-01", inputs=[write("data", size=4)], low=0.1)
+    monkeypatch.setitem(globals(), "STUDY", "trial")
+    both = write("encoder", seed=0, inputs=[two, one])
+    by_stage = both.identity["upstream"]
+    assert by_stage["data"] == {"size": 3} and by_stage["other/data"] == {"size": 4}
+    assert by_stage["other/preprocessing"] == {"low": 0.1}
+
+
 def test_subjects_prepared_with_different_settings_are_not_mixed(study):
     data = write("data")
     one = write("preprocessing", "sub-01", inputs=[data], subject="sub-01", low=0.1)
