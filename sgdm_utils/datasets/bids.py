@@ -176,7 +176,7 @@ def read_events(
         left = leading_out(folder, files.unique(), bids_root)
         refuse(
             files.isin(list(left)),
-            lambda i: f"the stimulus {files[i]!r} {left[files[i]]}",
+            lambda i: f"the stimulus {files[i]!r} {left[files[i]]}{_hint(files[i], folder)}",
             f"A table must not reach other files of this machine: copy the picture into {folder}. If "
             f"all pictures are kept elsewhere, let {folder} itself be a link to their folder",
         )

@@ -139,16 +139,20 @@ def check_signal(data: np.ndarray, ch_names: list[str], where: str) -> None:
     """
     # row by row, lest memory doubles; away from the channel's own level, which direct current may lift
     count, what = [int((~np.isfinite(row)).sum()) for row in data], "NaN or infinite"
-    if not any(count):
+    finite = not any(count)
+    if finite:
         count = [int((np.abs(row - np.median(row)) > LARGEST_V).sum()) for row in data]
         what = f"more than {LARGEST_V:g} V off its median"
-    if any(count):
+    # where most channels are like that it is their unit, of which `check_magnitude` says more
+    if any(count) and not (finite and np.count_nonzero(count) > len(count) / 2):
         worst = int(np.argmax(count))
         raise ChannelError(
             f"{where}: channel {ch_names[worst]!r} holds {count[worst]} samples that are {what}. Mark it "
             "as bad in channels.tsv (status 'bad') or export the recording again."
         )
-    flat = np.ptp(data, axis=1) < SMALLEST_V
+    span = np.ptp(data, axis=1)
+    small = span < SMALLEST_V
+    flat = small if small.mean() <= 0.5 else span == 0
     if flat.any():
         names = [ch_names[i] for i in np.flatnonzero(flat)]
         raise ChannelError(

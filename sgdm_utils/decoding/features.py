@@ -343,7 +343,7 @@ def read_ids(path: Path) -> dict[str, Any]:
                 f"{file} is missing: remove what is left of {path.name}, and compute the features"
             )
     with reading(sidecar, "a list of image ids", "Compute the features again", FeatureError):
-        content = read_json(sidecar, object)
+        content = read_json(sidecar, object, error=FeatureError)
         if isinstance(content, list):
             content = {"ids": content, "sha256": None, "identity": {}}
         if not all(isinstance(image, str) for image in content["ids"]):

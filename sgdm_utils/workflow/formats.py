@@ -88,8 +88,11 @@ def read_npy(path: Path, mmap: bool = False, error: type[Exception] = DatasetErr
         Another content, objects, or a length that contradicts the header.
     """
     with reading(path, "an array", AGAIN, error):
-        with open(path, "rb") as stream:
-            _require_length(stream, Path(path).stat().st_size, Path(path))
+        try:
+            with open(path, "rb") as stream:
+                _require_length(stream, Path(path).stat().st_size, Path(path))
+        except DatasetError as problem:
+            raise error(str(problem)) from problem
         return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
 
 

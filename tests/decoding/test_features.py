@@ -356,7 +356,7 @@ def test_files_of_the_older_format(tmp_path):
     with pytest.raises(FeatureError, match=r"f\.npy has 2 rows for the 3 images"):
         features.load_features(path, ["a", "b", "c"])
     path.write_bytes(b"\x93NUMPY")
-    with pytest.raises(FeatureError, match=r"f\.npy cannot be read"):
+    with pytest.raises(FeatureError, match=r"f\.npy has no header"):
         features.load_features(path, ["a", "b", "c"])
 
 
