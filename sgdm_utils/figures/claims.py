@@ -87,6 +87,20 @@ CLAIMS = (
             ("offline", "offline", "eeg", "top1_single_trial"),
         ),
     ),
+    Claim(
+        "form can be read from real brains (silhouettes from fMRI geometry, two-way)", "23_real_brains", "real_brains",
+        tuple(
+            (label, "structure_vae", condition, "two_way")
+            for label, condition in (
+                ("early visual cortex", "early visual"), ("inferior temporal cortex", "inferior temporal"),
+                ("category only", "class_only"), ("shuffled pictures", "shuffled, early visual"),
+            )
+        ),
+    ),
+    Claim(
+        "four dry electrodes tell faces from houses (real EEG, AUC on left-out runs)", "23_real_brains", "real_brains",
+        tuple((c, "lda", c, "auc") for c in ("after the picture", "before the picture", "shuffled classes")),
+    ),
 )  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def results(study: str = "demo") -> str:
     if of_claims := claims.lines(folder):
         lines += [
             "",
-            "What the experiments say to claims of the field (same recording, means over people; each notebook has intervals, controls and tests):",
+            "What the experiments say to claims of the field (the simulated recording unless real ones are named, means over people; each notebook has intervals, controls and tests):",
             "",
             "| claim | numbers | notebook |",
             "|---|---|---|",
