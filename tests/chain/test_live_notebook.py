@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
 from loopback import require_loopback
 
 from sgdm_utils.metrics import tables
 from sgdm_utils.workflow import artifacts, config, paths, run
 
 
+@pytest.mark.slow
 def test_notebook_22_on_the_small_study(smoke_study, tmp_path, monkeypatch):
     require_loopback()
     shutil.copytree(smoke_study.data, tmp_path / "data")

@@ -220,6 +220,7 @@ def test_seeds_that_were_not_trained_are_no_error(tmp_study):
     assert baselines.of_other_seeds("smoke", "reconstructions", [1, 2]) == {}
 
 
+@pytest.mark.slow
 @needs_braindecode
 def test_notebook_11_on_the_small_study(smoke_study, tmp_path, monkeypatch):
     shutil.copytree(smoke_study.data, tmp_path / "data")

@@ -196,6 +196,7 @@ def test_other_electrodes_are_refused(people):
         cross.learn_from([fewer, *rest], people["noise"], people["features"])
 
 
+@pytest.mark.slow
 def test_the_notebook_on_the_small_study(smoke_study, tmp_path, monkeypatch):
     shutil.copytree(smoke_study.data, tmp_path / "data")
     monkeypatch.setenv("SGDM_DATA", str(tmp_path / "data"))
