@@ -124,8 +124,18 @@ def lines(folder: Path) -> list[str]:
         ]
         if parts:
             link = f"[{claim.notebook}](notebooks/experiments/{claim.notebook}.ipynb)"
-            found.append(f"| {claim.text} | {'; '.join(parts)} | {link} |")
+            found.append(
+                f"| {claim.text} | {'; '.join(parts)} | {_chance(table, claim)} | {link} |"
+            )
     return found
+
+
+def _chance(table: pd.DataFrame, claim: Claim) -> str:
+    """Chance levels of the rows of a claim; a dash where its measures have none."""
+    metrics = {metric for *_, metric in claim.values}
+    models = {model for _, model, *_ in claim.values}
+    here = table[table["metric"].isin(metrics) & table["model"].isin(models)]
+    return " to ".join(sorted({f"{v:.2g}" for v in here["chance"].dropna()})) or "-"
 
 
 def _value(

@@ -102,13 +102,19 @@ def results(study: str = "demo") -> str:
             "",
             f"The EEG row with the training seeds {listing}: {'; '.join(told)} (`20_seeds`).",
         ]
+    audits = pd.read_csv(folder / "audits.csv")
+    lines += [
+        f"**An audit finds a violation with training seed {r.seed}**: {r.audit}, {r.value:.3f} of {r.n} pictures, limit "
+        f"{float(r.reference):.2f} (`reports/demo/tables/audits.csv`)."
+        for r in audits[audits["verdict"] == "VIOLATED"].itertuples()
+    ]
     if of_claims := claims.lines(folder):
         lines += [
             "",
             "What the experiments say to claims of the field (the simulated recording unless real ones are named, means over people; each notebook has intervals, controls and tests):",
             "",
-            "| claim | numbers | notebook |",
-            "|---|---|---|",
+            "| claim | numbers | chance | notebook |",
+            "|---|---|---|---|",
             *of_claims,
         ]
     cost = table("runtime")
