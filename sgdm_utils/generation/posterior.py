@@ -15,14 +15,18 @@ from sgdm_utils.decoding.forward import posterior as forward_model
 from sgdm_utils.generation.conditioning import two_colour_layout
 from sgdm_utils.generation.decoder import Decoded
 
-_ARRAYS = ("coefficients", "directions", "shrinkage", "scale", "lack_of_fit")
+_ARRAYS = (
+    "coefficients", "directions", "shrinkage", "scale", "lack_of_fit", "typical_variance",
+)  # fmt: skip
+_MOVED = ("gallery", "silhouettes", "colours")  # by what the averages leave unexplained
 
 
 class EEGPosterior(ModelMixin, ConfigMixin):
     """Forward models of several people, and a set of pictures whose weights EEG decides.
 
     The prior is the set (training pictures), the likelihood that of a `ForwardModel`; embedding,
-    structure map and category are averaged over the set with the posterior weights.
+    silhouette, colours and category are averaged over the set with the posterior weights, and what
+    the averages leave unexplained in the EEG moves them, in closed form (`ForwardModel.unexplained`).
 
     Parameters
     ----------
@@ -42,7 +46,9 @@ class EEGPosterior(ModelMixin, ConfigMixin):
     colour_temperature, colour_mode, colour_bandwidth : float
         Power of the likelihood for colours; how far they are moved from the posterior mean (0) to the
         colours of figure and ground that are densest (1); distance within which colours are alike.
-    threshold, steepness : float, how averaged maps are sharpened (`sharpened_maps`)
+    linear_share : float, at least 0
+        Share of the variance of the set that pictures have around an average; 0 moves nothing.
+    threshold, steepness : float, how averaged silhouettes are sharpened (`sharpened_maps`)
 
     Notes
     -----
@@ -70,6 +76,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         colour_temperature: float = 0.5,
         colour_mode: float = 0.5,
         colour_bandwidth: float = 0.12,
+        linear_share: float = 0.0,
         threshold: float = 0.38,
         steepness: float = 12.0,
     ) -> None:
@@ -81,15 +88,21 @@ class EEGPosterior(ModelMixin, ConfigMixin):
                 "left": (n_channels, n_channels), "right": (n_times, n_times), "center": (n,),
                 "noise_variance": (n,), "coefficients": (n_features, n), "scale": (n,),
                 "directions": (n_features, rank), "shrinkage": (rank, n), "lack_of_fit": (n,),
+                "typical_variance": (n,), "signal": (n, n),
             }.items():  # fmt: skip
                 self.register_buffer(f"{name}_{i}", torch.zeros(shape))
             self.register_buffer(f"selected_{i}", torch.zeros(n, dtype=torch.long))
         self.register_buffer("gallery_features", torch.zeros(n_gallery, n_features))
         self.register_buffer("gallery", torch.zeros(n_gallery, embed_dim))
-        self.register_buffer("maps", torch.zeros(n_gallery, 2, size, size, dtype=torch.uint8))
+        self.register_buffer("silhouettes", torch.zeros(n_gallery, size, size, dtype=torch.uint8))
         self.register_buffer("colours", torch.zeros(n_gallery, 3, grid, grid))
         self.register_buffer("both", torch.zeros(n_gallery, 6))
         self.register_buffer("category", torch.zeros(n_gallery, dtype=torch.long))
+        if linear_share:
+            for name, shape in {
+                "gallery": (embed_dim,), "silhouettes": (size, size), "colours": (3, grid, grid),
+            }.items():  # fmt: skip
+                self.register_buffer(f"with_{name}", torch.zeros(n_features, *shape))
 
     @classmethod
     def from_models(
@@ -98,7 +111,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         unwhitening: Mapping[str, tuple[np.ndarray, np.ndarray]],
         features: np.ndarray,
         embeddings: np.ndarray,
-        maps: np.ndarray,
+        silhouettes: np.ndarray,
         colours: np.ndarray,
         both: np.ndarray,
         category: np.ndarray,
@@ -112,7 +125,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         unwhitening : mapping of subject to matrices, `signals.unwhitening`
         features : array of shape (n_gallery, n_features), that the models were fitted with
         embeddings : array of shape (n_gallery, embed_dim), standardised
-        maps : array of shape (n_gallery, 2, size, size) in [0, 1]
+        silhouettes : array of shape (n_gallery, size, size) in [0, 1]
         colours : array of shape (n_gallery, 3, grid, grid) in [0, 1], `colour_layout`
         both : array of shape (n_gallery, 6), `figure_and_ground`
         category : int array of shape (n_gallery,), index into `categories`
@@ -121,12 +134,13 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         Raises
         ------
         ValueError
-            Features, embeddings, maps and categories of different numbers of pictures.
+            Features, embeddings, silhouettes and categories of different numbers of pictures.
         """
-        lengths = {len(part) for part in (features, embeddings, maps, colours, both, category)}
+        parts = (features, embeddings, silhouettes, colours, both, category)
+        lengths = {len(part) for part in parts}
         if lengths != {len(config["gallery_ids"])}:
             raise ValueError(
-                f"features, embeddings, maps, colours and categories of {sorted(lengths)} pictures, and "
+                f"features, embeddings, silhouettes, colours and categories of {sorted(lengths)} pictures, and "
                 f"{len(config['gallery_ids'])} ids: give a row of each for every picture of the set"
             )
         made = cls(
@@ -135,10 +149,12 @@ class EEGPosterior(ModelMixin, ConfigMixin):
             ranks=[m.directions.shape[1] for m in models.values()],
             n_features=features.shape[1],
             embed_dim=embeddings.shape[1],
-            size=maps.shape[-1],
+            size=silhouettes.shape[-1],
             grid=colours.shape[-1],
             **config,
         )
+        features = np.asarray(features, np.float32)  # as they are kept
+        spread = np.cov(features, rowvar=False, ddof=0).reshape(features.shape[1], -1)
         for i, (subject, model) in enumerate(models.items()):
             space, (left, right) = model.space, unwhitening[subject]
             arrays = {name: getattr(model, name) for name in _ARRAYS}
@@ -148,15 +164,22 @@ class EEGPosterior(ModelMixin, ConfigMixin):
                 "center": space.center,
                 "noise_variance": space.noise_variance,
                 "selected": space.selected,
+                "signal": model.coefficients.T @ spread @ model.coefficients,
             }
             for name, values in arrays.items():
                 getattr(made, f"{name}_{i}").copy_(torch.from_numpy(np.array(values)))
         made.gallery_features.copy_(torch.from_numpy(np.asarray(features)))
         made.gallery.copy_(torch.from_numpy(np.asarray(embeddings)))
-        made.maps.copy_(torch.from_numpy(np.round(255 * np.asarray(maps)).astype(np.uint8)))
+        eight_bits = np.round(255 * np.asarray(silhouettes)).astype(np.uint8)
+        made.silhouettes.copy_(torch.from_numpy(eight_bits))
         made.colours.copy_(torch.from_numpy(np.asarray(colours)))
         made.both.copy_(torch.from_numpy(np.asarray(both)))
         made.category.copy_(torch.from_numpy(np.asarray(category, np.int64)))
+        if made.config.linear_share:
+            for name in _MOVED:
+                values = getattr(made, name).numpy()
+                covariance = forward_model.cross_covariance(features, values)
+                getattr(made, f"with_{name}").copy_(torch.from_numpy(covariance))
         return made
 
     def refitted(
@@ -173,7 +196,8 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         derived = {"subjects", "n_outputs", "ranks", "n_features", "embed_dim", "size", "grid"}
         config = {k: v for k, v in self.config.items() if k not in derived and k[0] != "_"}
         known = {k: getattr(self, k).cpu().numpy() for k in ("colours", "both", "category")}
-        known |= {"embeddings": self.gallery.cpu().numpy(), "maps": self.maps.cpu().numpy() / 255}
+        known |= {"embeddings": self.gallery.cpu().numpy()}
+        known |= {"silhouettes": self.silhouettes.cpu().numpy() / np.float32(255)}
         features = self.gallery_features.cpu().numpy()
         return type(self).from_models(models, unwhitening, features, **known, **config)
 
@@ -219,8 +243,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
             rows = (~torch.isfinite(eeg)).flatten(1).any(1).nonzero()[:5, 0].tolist()
             raise ValueError(f"eeg holds NaN or infinity, first in epochs {rows}")
         part = self._model(self.config.subjects.index(subject))
-        outputs = (part["left"] @ eeg @ part["right"]).flatten(1)[:, part["selected"]]
-        outputs = outputs - part["center"]
+        outputs = self._outputs(eeg, part)
         squared, columns = outputs**2, []
         for mean, variance in self._expected(subject):
             variance = variance + part["noise_variance"] / n_averaged
@@ -241,24 +264,29 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         likelihood = self.log_likelihood(eeg, subject, n_averaged).cpu().numpy()
         config, category = self.config, self.category.cpu().numpy()
         weights = self.weights(likelihood)
-        known = {"embedding": self.gallery, "maps": self.maps}
-        means = {
-            name: torch.from_numpy(
-                forward_model.posterior_mean(weights, values.cpu().numpy(), n_likeliest)
-            )
-            for name, values in known.items()
-        }
-        codes = np.eye(len(config.categories) + 1, dtype=np.float32)[category + 1][:, 1:]
-        maps = sharpened_maps(means["maps"] / 255, config.threshold, config.steepness)
         by_colour = forward_model.posterior_weights(likelihood, config.colour_temperature)
+        by_colour = self._spread_out(by_colour)
+        means = {
+            name: forward_model.posterior_mean(w, getattr(self, name).cpu().numpy(), n_likeliest)
+            for name, w in (("gallery", weights), ("silhouettes", weights), ("colours", by_colour))
+        }
+        if config.linear_share:
+            for w, names in ((weights, ("gallery", "silhouettes")), (by_colour, ("colours",))):
+                evidence = self._unexplained(eeg, subject, n_averaged, w, n_likeliest)
+                for name in names:
+                    moved = torch.tensordot(evidence, getattr(self, f"with_{name}").double(), 1)
+                    means[name] = means[name] + moved.float().cpu().numpy()
+        codes = np.eye(len(config.categories) + 1, dtype=np.float32)[category + 1][:, 1:]
+        silhouettes = torch.from_numpy(means["silhouettes"] / 255)
+        maps = sharpened_maps(silhouettes, config.threshold, config.steepness)
         colours = blended_colours(
-            self._spread_out(by_colour), self.colours.cpu().numpy(), self.both.cpu().numpy(), maps,
-            config.colour_mode, config.colour_bandwidth,
+            by_colour, means["colours"], self.both.cpu().numpy(), maps, config.colour_mode,
+            config.colour_bandwidth,
         )  # fmt: skip
         exact = torch.zeros(len(maps))
         device = self.gallery.device
         return Decoded(
-            embedding=means["embedding"].to(device),
+            embedding=torch.from_numpy(means["gallery"]).to(device),
             embedding_noise=exact.to(device),
             maps=maps.to(device),
             structure_noise=exact.to(device),
@@ -267,6 +295,28 @@ class EEGPosterior(ModelMixin, ConfigMixin):
             ),
             colours=colours.to(device),
         )
+
+    @staticmethod
+    def _outputs(eeg: torch.Tensor, part: dict[str, torch.Tensor]) -> torch.Tensor:
+        outputs = (part["left"] @ eeg @ part["right"]).flatten(1)[:, part["selected"]]
+        return outputs - part["center"]
+
+    def _unexplained(
+        self,
+        eeg: torch.Tensor | np.ndarray,
+        subject: str,
+        n_averaged: int,
+        weights: np.ndarray,
+        likeliest: int,
+    ) -> torch.Tensor:
+        """`ForwardModel.unexplained` of the weighted mean of the set, (batch, n_features)."""
+        part, share = self._model(self.config.subjects.index(subject)), self.config.linear_share
+        eeg = torch.as_tensor(eeg, device=self.gallery.device).double()
+        guess = forward_model.posterior_mean(weights, self.gallery_features.cpu().numpy(), likeliest)
+        rest = self._outputs(eeg, part) - torch.from_numpy(guess).to(eeg) @ part["coefficients"]
+        variance = part["typical_variance"] + part["noise_variance"] / n_averaged
+        total = share * part["signal"] + variance.diag()
+        return share * torch.linalg.solve(total, rest.T).T @ part["coefficients"].T
 
     def _expected(self, subject: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """What each picture of the set would evoke, and how surely, in blocks of pictures.
@@ -306,14 +356,14 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         return forward_model.spread_out(weights, largest)
 
     def _model(self, index: int) -> dict[str, torch.Tensor]:
-        names = (*_ARRAYS, "left", "right", "center", "noise_variance")
+        names = (*_ARRAYS, "left", "right", "center", "noise_variance", "signal")
         found = {name: getattr(self, f"{name}_{index}").double() for name in names}
         return found | {"selected": getattr(self, f"selected_{index}")}
 
 
 def blended_colours(
     weights: np.ndarray,
-    colours: np.ndarray,
+    mean: np.ndarray,
     both: np.ndarray,
     maps: torch.Tensor,
     mode: float = 0.5,
@@ -327,7 +377,7 @@ def blended_colours(
     Parameters
     ----------
     weights : array of shape (n, n_set), posterior over a set of pictures
-    colours : array of shape (n_set, 3, grid, grid), `colour_layout`
+    mean : array of shape (n, 3, grid, grid), posterior means of the layouts (`colour_layout`)
     both : array of shape (n_set, 6), `figure_and_ground`
     maps : tensor of shape (n, 2, size, size) in [0, 1], where figure and ground are said to be
     mode : float in [0, 1], 0 for the mean alone, 1 for the densest colours alone
@@ -339,19 +389,19 @@ def blended_colours(
     """
     if not 0 <= mode <= 1:
         raise ValueError(f"mode is {mode}: a share from 0 (mean) to 1 (densest colours) is needed")
-    mean = torch.from_numpy(forward_model.posterior_mean(weights, colours))
+    layout = torch.as_tensor(mean)
     if not mode:
-        return mean
+        return layout
     parts = [forward_model.posterior_mode(weights, both[:, i : i + 3], bandwidth) for i in (0, 3)]
     densest = torch.from_numpy(np.concatenate(parts, axis=1))
-    layout = two_colour_layout(densest, maps[:, 0].to(densest), colours.shape[-1])
-    return mode * layout + (1 - mode) * mean
+    on_silhouette = two_colour_layout(densest, maps[:, 0].to(densest), layout.shape[-1])
+    return mode * on_silhouette + (1 - mode) * layout
 
 
 def sharpened_maps(
-    maps: torch.Tensor, threshold: float = 0.38, steepness: float = 12.0
+    silhouettes: torch.Tensor, threshold: float = 0.38, steepness: float = 12.0
 ) -> torch.Tensor:
-    """Averaged structure maps for a generator that knows true maps only.
+    """Structure maps of averaged silhouettes, for a generator that knows true maps only.
 
     The average of silhouettes is grey where they differ: it is pushed towards black and white. The
     average of edges is nearly empty, because thin lines seldom meet; what can be said of edges
@@ -359,17 +409,17 @@ def sharpened_maps(
 
     Parameters
     ----------
-    maps : tensor of shape (n, 2, size, size) in [0, 1]
+    silhouettes : tensor of shape (n, size, size), about in [0, 1]
     threshold : float in (0, 1), value that becomes one half
     steepness : float above 0
 
     Returns
     -------
-    tensor like `maps`
+    tensor of shape (n, 2, size, size) in [0, 1]
     """
     if not 0 < threshold < 1 or not steepness > 0:
         raise ValueError(f"threshold {threshold}, steepness {steepness}: in (0, 1), and above 0")
-    figure = (steepness * (maps[:, :1] - threshold)).sigmoid()
+    figure = (steepness * (silhouettes[:, None] - threshold)).sigmoid()
     outside = 1 - F.pad(figure, (1, 1, 1, 1))  # beyond the frame nothing is figure
     beside = F.max_pool2d(outside[..., 1:-1], (3, 1), stride=1)
     beside = torch.maximum(beside, F.max_pool2d(outside[..., 1:-1, :], (1, 3), stride=1))

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bids_files import CAP, HEAD, MNI
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from sgdm_utils import signals
@@ -267,8 +267,15 @@ def test_every_study_is_read_rightly_or_refused_with_advice_that_works(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(4 * 3600)
-@given(studies())
-@settings(max_examples=600, derandomize=True, **COMMON)
-def test_six_hundred_studies(runs):
-    check(runs)
+@pytest.mark.timeout(2 * 3600)
+@pytest.mark.parametrize("block", range(12))
+def test_six_hundred_studies(block):
+    """Twelve blocks of fifty, each with a seed of its own, so that they can run side by side."""
+
+    @seed(block)
+    @given(studies())
+    @settings(max_examples=50, **COMMON)
+    def fifty(runs):
+        check(runs)
+
+    fifty()

@@ -10,7 +10,7 @@ from sgdm_utils.decoding import forward
 from sgdm_utils.generation import EEGPosterior, sharpened_maps
 from sgdm_utils.signals import NoiseModel
 
-C, T, N, REPS, KINDS = 5, 16, 90, 4, 3
+C, T, N, REPS, KINDS, SHARE = 5, 16, 90, 4, 3, 0.3
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def study():
     whitened = np.linalg.inv(left) @ microvolts.reshape(N, REPS, C, T).mean(1)
     known = {
         "embeddings": rng.normal(size=(N, 4)),
-        "maps": rng.random((N, 2, 16, 16)),
+        "silhouettes": rng.random((N, 16, 16)),
         "colours": rng.random((N, 3, 2, 2)),
         "both": rng.random((N, 6)),
         "category": rng.integers(-1, KINDS, N),
@@ -38,6 +38,7 @@ def study():
         channels=[f"E{i}" for i in range(C)], n_times=T, sfreq=100.0,
         gallery_ids=[f"pic-{i}" for i in range(N)], categories=["a", "b", "c"], temperature=0.5,
         largest_weight=0.3, colour_temperature=0.5, colour_mode=0.4, colour_bandwidth=0.3,
+        linear_share=SHARE,
     )  # fmt: skip
     return component, model, x, known, microvolts.reshape(N, REPS, C, T).mean(1), left, whitened
 
@@ -51,19 +52,28 @@ def test_the_component_says_what_the_model_says(study):
     weights = forward.posterior_weights(expected, 0.5)
     weights = forward.favour_categories(weights, known["category"], 1.0)
     weights = forward.spread_out(weights, 0.3)
+    outputs = model.space.project(averages[:6])
+
+    def mean(weights, name):
+        """Weighted mean, moved by the evidence in what it leaves of the EEG."""
+        evidence = model.unexplained(outputs, weights @ x, REPS, SHARE)
+        covariance = forward.cross_covariance(x, known[name])
+        return np.tensordot(weights, known[name], 1) + np.tensordot(evidence, covariance, 1)
+
     decoded = component(whitened[:6], "sub-01", REPS)
-    assert np.allclose(decoded.embedding, weights @ known["embeddings"], atol=1e-3)
+    assert np.allclose(decoded.embedding, mean(weights, "embeddings"), atol=1e-3)
+    assert not np.allclose(decoded.embedding, weights @ known["embeddings"], atol=0.05)
     one_hot = np.eye(KINDS + 1)[known["category"] + 1][:, 1:]
     assert np.allclose(decoded.category, weights @ one_hot, atol=1e-3)
-    maps = torch.from_numpy(np.tensordot(weights, known["maps"], 1)).float()
-    assert np.allclose(decoded.maps, sharpened_maps(maps), atol=0.05)  # stored with 8 bits
+    silhouettes = torch.from_numpy(mean(weights, "silhouettes")).float()
+    assert np.allclose(decoded.maps, sharpened_maps(silhouettes), atol=0.05)  # stored with 8 bits
     assert (decoded.maps >= 0).all() and (decoded.maps <= 1).all()
     by_colour = forward.spread_out(forward.posterior_weights(expected, 0.5), 0.3)
-    mean = np.tensordot(by_colour, known["colours"], 1)
     densest = [forward.posterior_mode(by_colour, known["both"][:, i : i + 3], 0.3) for i in (0, 3)]
     share = torch.nn.functional.adaptive_avg_pool2d(decoded.maps[:, :1], 2).numpy()
     on_map = share * densest[0][:, :, None, None] + (1 - share) * densest[1][:, :, None, None]
-    assert np.allclose(decoded.colours, 0.4 * on_map + 0.6 * mean, atol=1e-3)
+    layout = 0.4 * on_map + 0.6 * mean(by_colour, "colours")
+    assert np.allclose(decoded.colours, layout, atol=1e-3)
 
 
 def test_the_densest_colour_is_one_that_pictures_have():
@@ -136,8 +146,8 @@ def test_parts_of_different_sets_are_refused(study):
 
 
 def test_sharpened_maps_have_an_outline_inside_the_figure():
-    grey = torch.full((1, 2, 8, 8), 0.1)
-    grey[0, 0, 2:6, 3:8] = 0.8  # touches the frame
+    grey = torch.full((1, 8, 8), 0.1)
+    grey[0, 2:6, 3:8] = 0.8  # touches the frame
     made = sharpened_maps(grey, threshold=0.4, steepness=60.0)
     figure, edges = made[0].round().bool()
     assert figure.sum() == 20 and figure[2:6, 3:8].all()

@@ -2,6 +2,7 @@ from . import ceilings
 from .model import ForwardError, ForwardModel, identify
 from .picture_features import PictureFeatures, components_for
 from .posterior import (
+    cross_covariance,
     effective_size,
     favour_categories,
     posterior_mean,

@@ -220,6 +220,43 @@ class ForwardModel:
         covariance = self.prior_covariance - gain @ cross.T
         return self.prior_mean + (outputs - expected) @ gain.T, (covariance + covariance.T) / 2
 
+    def unexplained(
+        self,
+        outputs: np.ndarray,
+        guess: np.ndarray,
+        n_repetitions: float | np.ndarray,
+        share: float,
+    ) -> np.ndarray:
+        """What a guess of the features leaves of averaged epochs, as evidence for a better one.
+
+        Around the guess the picture is Gaussian with `share` of the prior covariance S. Its posterior
+        mean is then ``guess + evidence @ S``, and that of anything else that is known of pictures is
+        moved by ``evidence @ C``, with C its covariance with the features (`cross_covariance`).
+
+        Parameters
+        ----------
+        outputs : array of shape (n, n_outputs)
+        guess : array of shape (n, n_features), e.g. a mean over the likely pictures of a set
+        n_repetitions : float or array of shape (n,)
+        share : float, at least 0; with 0 the guess is believed
+
+        Returns
+        -------
+        float64 array of shape (n, n_features), the evidence
+        """
+        if not 0 <= share < np.inf:
+            raise ForwardError(f"share is {share}: of the prior variance, 0 or more")
+        outputs, guess = self._checked_outputs(outputs), self._checked(guess)
+        counts = _counts(n_repetitions, len(outputs))
+        signal = share * self.coefficients.T @ self.prior_covariance @ self.coefficients
+        rest = outputs - guess @ self.coefficients
+        evidence = np.empty_like(guess)
+        for n in np.unique(counts):
+            rows = counts == n
+            total = signal + np.diag(self.typical_variance + self.space.noise_variance / n)
+            evidence[rows] = np.linalg.solve(total, rest[rows].T).T @ self.coefficients.T
+        return share * evidence
+
     def log_density(
         self,
         pictures: torch.Tensor,

@@ -66,6 +66,29 @@ def posterior_mean(weights: np.ndarray, values: np.ndarray, n_likeliest: int = 5
     return result
 
 
+def cross_covariance(features: np.ndarray, values: np.ndarray, block: int = 2048) -> np.ndarray:
+    """Covariance of picture features with something else that is known of pictures.
+
+    Parameters
+    ----------
+    features : array of shape (n, n_features)
+    values : array of shape (n, ...), e.g. maps
+    block : int, pictures that are read at once
+
+    Returns
+    -------
+    float32 array of shape (n_features, ...)
+    """
+    if len(features) != len(values):
+        raise ValueError(f"features of {len(features)} pictures, values of {len(values)}")
+    centred = np.asarray(features, np.float32) - np.mean(features, axis=0, dtype=np.float64)
+    result = np.zeros((features.shape[1], *values.shape[1:]), np.float32)
+    for start in range(0, len(values), block):
+        some = np.asarray(values[start : start + block], np.float32)
+        result += np.tensordot(centred[start : start + block].astype(np.float32).T, some, 1)
+    return result / len(values)
+
+
 def posterior_mode(
     weights: np.ndarray, values: np.ndarray, bandwidth: float, n_likeliest: int = 500
 ) -> np.ndarray:
