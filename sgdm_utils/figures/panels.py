@@ -32,6 +32,7 @@ COLOURS = {
     "nearest_training": "#7B6FB0",
     "other_subject": "#5F8FA8",
     "eeg_encoder": "#4C72B0",
+    "ideal_posterior": "#004D40",
     "chance": "#777777",
 }
 STAGE_COLOURS = {"early": "#D55E00", "shape": "#E69F00", "semantic": "#0072B2", "onset": "#777777"}

@@ -20,6 +20,7 @@ BEGIN, END = (
 )
 ROWS = {
     "oracle": "true meaning and true structure (limit of the generator)",
+    "ideal_posterior": "the same EEG, read by a decoder that knows every noise-free answer (limit of the EEG)",
     "eeg": "**EEG** (test concepts never trained on)",
     "eeg_encoder": "the same EEG, read by the networks instead of the forward model",
     "shuffled_eeg": "EEG of another picture",
@@ -89,6 +90,16 @@ def results(study: str = "demo") -> str:
         f"picture among {gallery} (top-1 for each subject, chance {chance:.3f}): "
         f"{_by_person(top, models)}.",
     ]
+    mean = made.set_index(["condition", "metric"])["value"]
+    if "ideal_posterior" in mean.index.get_level_values(0):
+        reached = ", ".join(
+            f"{label} {mean['eeg', metric] / mean['ideal_posterior', metric]:.0%}"
+            for metric, label in METRICS.items()
+        )
+        lines += [
+            "",
+            f"Of what the ideal decoder's posterior tells the same generator, the EEG row reaches: {reached}.",
+        ]
     every = tables.read_table(folder / "reconstruction.csv")
     every = every[(every["subject"] == "all") & (every["condition"] == "eeg")]
     if every["seed"].nunique() > 1:

@@ -312,7 +312,9 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         """`ForwardModel.unexplained` of the weighted mean of the set, (batch, n_features)."""
         part, share = self._model(self.config.subjects.index(subject)), self.config.linear_share
         eeg = torch.as_tensor(eeg, device=self.gallery.device).double()
-        guess = forward_model.posterior_mean(weights, self.gallery_features.cpu().numpy(), likeliest)
+        guess = forward_model.posterior_mean(
+            weights, self.gallery_features.cpu().numpy(), likeliest
+        )
         rest = self._outputs(eeg, part) - torch.from_numpy(guess).to(eeg) @ part["coefficients"]
         variance = part["typical_variance"] + part["noise_variance"] / n_averaged
         total = share * part["signal"] + variance.diag()

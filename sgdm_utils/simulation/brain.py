@@ -298,7 +298,13 @@ def unit_snr_gain(brain: Brain, features: np.ndarray, sfreq: float) -> float:
     return float(np.hypot(pink, rhythm) / signal)
 
 
-def scaled_features(brain: Brain, features: np.ndarray, snr: float, sfreq: float) -> np.ndarray:
+def scaled_features(
+    brain: Brain,
+    features: np.ndarray,
+    snr: float,
+    sfreq: float,
+    presented: np.ndarray | slice = slice(None),
+) -> np.ndarray:
     """Features with the gain that gives a signal-to-noise ratio.
 
     Parameters
@@ -310,11 +316,12 @@ def scaled_features(brain: Brain, features: np.ndarray, snr: float, sfreq: float
         over all channels, 80-350 ms. 0 leaves the constant onset response but nothing that tells
         one picture from another.
     sfreq : float, Hz
+    presented : rows of the pictures that were shown, over which the ratio is meant; default all
 
     Returns
     -------
     float array of shape (n_pictures, n_components)
     """
     scaled = features.copy()
-    scaled[:, :-1] *= snr * unit_snr_gain(brain, features, sfreq)
+    scaled[:, :-1] *= snr * unit_snr_gain(brain, features[presented], sfreq)
     return scaled

@@ -24,7 +24,8 @@ class Truth:
     Attributes
     ----------
     brain : Brain
-    features : float32 array of shape (n_pictures, n_components), scaled to the study's `snr`
+    features : float32 array of shape (n_pictures, n_components), scaled to the study's `snr`; of
+        all pictures, shown or not, so that any of them can be asked what it would have evoked
     image_ids : list of str, one for each row of `features`
     sfreq : float, Hz, of the time courses
     """
@@ -33,6 +34,14 @@ class Truth:
     features: np.ndarray
     image_ids: list[str]
     sfreq: float
+
+    def rows_of(self, image_ids: Sequence[str]) -> list[int]:
+        """Rows of `features` of the given pictures."""
+        row = {name: i for i, name in enumerate(self.image_ids)}
+        lost = [i for i in image_ids if i not in row]
+        if lost:
+            raise KeyError(f"no truth for {lost[0]!r}: it is no picture of this simulated study")
+        return [row[i] for i in image_ids]
 
     def evoked(self, image_ids: Sequence[str], times: np.ndarray) -> np.ndarray:
         """Noise-free response to the given pictures, interpolated to other time points.
@@ -46,15 +55,11 @@ class Truth:
         -------
         float32 array of shape (n_images, n_channels, n_times), microvolts, average reference
         """
-        row = {name: i for i, name in enumerate(self.image_ids)}
-        lost = [i for i in image_ids if i not in row]
-        if lost:
-            raise KeyError(f"no truth for {lost[0]!r}: only pictures that were shown have one")
         grid = np.arange(self.brain.time_courses.shape[1]) / self.sfreq
         waves = np.stack(
             [np.interp(times, grid, w, left=0.0, right=0.0) for w in self.brain.time_courses]
         )
-        weighted = self.features[[row[i] for i in image_ids], None] * self.brain.topographies
+        weighted = self.features[self.rows_of(image_ids), None] * self.brain.topographies
         return ((weighted @ waves) * 1e6).astype(np.float32)
 
 

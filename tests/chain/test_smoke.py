@@ -16,6 +16,7 @@ TABLES = ("retrieval", "reconstruction", "structure", "runtime")
 CONDITIONS = {
     "eeg",
     "eeg_encoder",
+    "ideal_posterior",
     "shuffled_eeg",
     "mean_image",
     "class_only",

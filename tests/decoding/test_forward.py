@@ -266,6 +266,27 @@ def test_posterior_over_pictures():
         picture_posterior.favour_categories(np.ones((1, 2)), np.zeros(3, int))
 
 
+def test_what_a_guess_leaves_unexplained_gives_the_gaussian_posterior(study):
+    """From the prior's mean, with the whole prior variance, it is `posterior`; with none, nothing."""
+    model = study["model"]
+    outputs = model.space.project(study["held_out"])
+    guess = np.tile(model.prior_mean, (len(outputs), 1))
+    evidence = model.unexplained(outputs, guess, REPS, 1.0)
+    mean, _ = model.posterior(outputs, REPS)
+    np.testing.assert_allclose(guess + evidence @ model.prior_covariance, mean, atol=1e-9)
+    assert not model.unexplained(outputs, guess, REPS, 0.0).any()
+    x, values = np.random.default_rng(1).normal(size=(50, 3)), np.ones((50, 2, 2))
+    values[:, 0, 1] = x[:, 2]
+    covariance = picture_posterior.cross_covariance(x, values, block=16)
+    assert covariance.shape == (3, 2, 2)
+    np.testing.assert_allclose(covariance[:, 0, 1], np.cov(x.T, ddof=0)[:, 2], atol=1e-5)
+    np.testing.assert_allclose(covariance[:, 1], 0, atol=1e-5)
+    with pytest.raises(forward.ForwardError, match="share is -1"):
+        model.unexplained(outputs, guess, REPS, -1)
+    with pytest.raises(ValueError, match="50 pictures, values of 49"):
+        picture_posterior.cross_covariance(x, values[1:])
+
+
 def test_ideal_decoder_finds_pictures_and_undoes_nothing_but_the_filter(study):
     templates = study["answer"] * 2
     gain = ideal.measured_gain(
@@ -277,6 +298,18 @@ def test_ideal_decoder_finds_pictures_and_undoes_nothing_but_the_filter(study):
         study["eeg"][study["train"]].mean(0), gain * templates[:N].mean(0),
     )  # fmt: skip
     assert (forward.identify(scores) == 1).mean() > 0.8
+    # the same from components: answers are sums of them
+    rng = np.random.default_rng(0)
+    features, components = rng.normal(size=(N, 7)), rng.normal(size=(7, C, T))
+    answers = np.tensordot(features, components, 1)
+    at_once, by_template = (
+        f(study["held_out"], *gallery, study["noise"], REPS, answers[0], mean)
+        for f, gallery, mean in (
+            (ideal.ideal_log_likelihood_of_features, (features, components), features.mean(0)),
+            (ideal.ideal_log_likelihood, (answers,), answers.mean(0)),
+        )
+    )
+    np.testing.assert_allclose(at_once, by_template, rtol=1e-6, atol=1e-6)
     times = np.arange(-5, 15) / 100
     wave = np.random.default_rng(0).normal(size=(2, C, 30))
     out = ideal.filtered_templates(wave, 100.0, times, lambda x: x, baseline=False, pad_s=1.0)

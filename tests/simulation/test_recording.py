@@ -137,7 +137,15 @@ def test_the_ideal_decoder_names_noise_free_answers(world):
     assert (scores.argmax(1) == np.arange(N)).all()
 
 
-def test_truth_of_a_picture_never_shown_is_refused(world):
+def test_pictures_that_nobody_is_shown_do_not_change_the_gain(world):
+    _, brain, features, _ = world
+    more = np.concatenate([features, 5 * features[:4]])
+    scaled = scaled_features(brain, more, 0.5, 125.0, np.arange(N))
+    np.testing.assert_array_equal(scaled[:N], scaled_features(brain, features, 0.5, 125.0))
+    np.testing.assert_allclose(scaled[N:, :-1], 5 * scaled[:4, :-1], rtol=1e-6)
+
+
+def test_truth_of_a_picture_of_another_study_is_refused(world):
     known = truth.Truth(world[1], world[2], world[3]["concept"].tolist(), 125.0)
     with pytest.raises(KeyError, match="never"):
         known.evoked(["never"], np.arange(10) / 125)

@@ -70,26 +70,26 @@ def filtered_templates(
     return result
 
 
-def cleaned_templates(
-    truth: Truth, image_ids: Sequence[str], times: np.ndarray, settings: Mapping[str, Any]
-) -> np.ndarray:
-    """Noise-free answers of a simulated person as notebook 01 leaves the trials, in microvolts.
+def cleaned_components(truth: Truth, times: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    """What one unit of each simulated feature evokes, as notebook 01 leaves the trials.
+
+    Answers are sums of features times these, and cleaning is linear, so a few hundred components
+    stand for any number of pictures.
 
     Parameters
     ----------
     truth : Truth of the person
-    image_ids : sequence of str, pictures that were shown
     times : array of shape (n_times,), seconds from onset, of the trials
     settings : parameters of 01_preprocessing (`l_freq`, `h_freq`, `notch_hz`, `baseline`)
 
     Returns
     -------
-    float64 array of shape (n, n_channels, n_times); what eye components and interpolation took is
-    not in it, see `measured_gain`
+    float64 array of shape (n_components, n_channels, n_times), microvolts for each unit of a feature;
+    what eye components and interpolation took is not in it, see `measured_gain`
     """
     from mne.filter import filter_data, notch_filter
 
-    sfreq = truth.sfreq
+    sfreq, brain = truth.sfreq, truth.brain
 
     def filtered(samples: np.ndarray) -> np.ndarray:
         if settings["notch_hz"]:
@@ -98,9 +98,23 @@ def cleaned_templates(
         edges = settings["l_freq"] or None, settings["h_freq"] or None
         return filter_data(samples, sfreq, *edges, verbose="error")
 
-    moments = np.arange(truth.brain.time_courses.shape[1]) / sfreq
-    answers = truth.evoked(list(image_ids), moments)
+    answers = 1e6 * brain.topographies.T[:, :, None] * brain.time_courses[:, None].astype(float)
     return filtered_templates(answers, sfreq, times, filtered, settings["baseline"])
+
+
+def cleaned_templates(
+    truth: Truth, image_ids: Sequence[str], times: np.ndarray, settings: Mapping[str, Any]
+) -> np.ndarray:
+    """Noise-free answers to pictures of the study as notebook 01 leaves the trials, in microvolts.
+
+    `image_ids` names the pictures; the other arguments are those of `cleaned_components`.
+
+    Returns
+    -------
+    float64 array of shape (n, n_channels, n_times)
+    """
+    features = truth.features[truth.rows_of(image_ids)].astype(float)
+    return np.tensordot(features, cleaned_components(truth, times, settings), 1)
 
 
 def measured_gain(averages: np.ndarray, templates: np.ndarray, noise: NoiseModel) -> float:
@@ -157,3 +171,36 @@ def ideal_log_likelihood(
     b = noise.whiten(average - off).reshape(len(average), -1).astype(np.float64)
     p = noise.whiten(templates - expected).reshape(len(templates), -1).astype(np.float64)
     return n_repetitions * (b @ p.T - 0.5 * (p**2).sum(1))
+
+
+def ideal_log_likelihood_of_features(
+    average: np.ndarray,
+    features: np.ndarray,
+    components: np.ndarray,
+    noise: NoiseModel,
+    n_repetitions: float,
+    training_average: np.ndarray,
+    training_features: np.ndarray,
+) -> np.ndarray:
+    """`ideal_log_likelihood` (inductive) of very many pictures, without a template for each.
+
+    Parameters
+    ----------
+    average : array of shape (n, n_channels, n_times), averages of n_repetitions trials
+    features : array of shape (n_gallery, n_components), `Truth.features`
+    components : array of shape (n_components, n_channels, n_times)
+        `cleaned_components` times the gain.
+    noise : NoiseModel
+    n_repetitions : float
+    training_average : array of shape (n_channels, n_times), mean over the training pictures shown
+    training_features : array of shape (n_components,), theirs
+
+    Returns
+    -------
+    float64 array of shape (n, n_gallery), up to a constant of each row
+    """
+    k = noise.whiten(components).reshape(len(components), -1).astype(np.float64)
+    b = noise.whiten(average - training_average).reshape(len(average), -1).astype(np.float64)
+    x = np.asarray(features, np.float64) - training_features
+    power = np.einsum("ij,ij->i", x @ (k @ k.T), x)
+    return n_repetitions * ((b @ k.T) @ x.T - 0.5 * power)
