@@ -379,7 +379,8 @@ def blended_colours(
     Parameters
     ----------
     weights : array of shape (n, n_set), posterior over a set of pictures
-    mean : array of shape (n, 3, grid, grid), posterior means of the layouts (`colour_layout`)
+    mean : array of shape (n, 3, grid, grid), posterior means of the layouts (`colour_layout`); a
+        mean that was moved beyond what colours can be is brought back
     both : array of shape (n_set, 6), `figure_and_ground`
     maps : tensor of shape (n, 2, size, size) in [0, 1], where figure and ground are said to be
     mode : float in [0, 1], 0 for the mean alone, 1 for the densest colours alone
@@ -391,7 +392,7 @@ def blended_colours(
     """
     if not 0 <= mode <= 1:
         raise ValueError(f"mode is {mode}: a share from 0 (mean) to 1 (densest colours) is needed")
-    layout = torch.as_tensor(mean)
+    layout = torch.as_tensor(mean).clamp(0, 1)
     if not mode:
         return layout
     parts = [forward_model.posterior_mode(weights, both[:, i : i + 3], bandwidth) for i in (0, 3)]

@@ -72,7 +72,7 @@ def test_the_component_says_what_the_model_says(study):
     densest = [forward.posterior_mode(by_colour, known["both"][:, i : i + 3], 0.3) for i in (0, 3)]
     share = torch.nn.functional.adaptive_avg_pool2d(decoded.maps[:, :1], 2).numpy()
     on_map = share * densest[0][:, :, None, None] + (1 - share) * densest[1][:, :, None, None]
-    layout = 0.4 * on_map + 0.6 * mean(by_colour, "colours")
+    layout = 0.4 * on_map + 0.6 * mean(by_colour, "colours").clip(0, 1)
     assert np.allclose(decoded.colours, layout, atol=1e-3)
 
 
