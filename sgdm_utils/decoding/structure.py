@@ -29,13 +29,18 @@ PART_NAMINGS = tuple((0, *(i + 1 for i in naming)) for naming in NAMINGS)
 
 
 class StructureVAE(nn.Module):
-    """Convolutional VAE of structure maps with a relation head and, optionally, a part head.
+    """VAE of structure maps that starts as principal components, with a relation and a part head.
+
+    Both directions are a linear map, between the map at half resolution and the code, plus a
+    convolutional correction that starts at zero. `fit_linear` sets the linear maps to the principal
+    components of the training maps, scaled to unit variance: the best linear code, and training
+    starts from it and not from noise. Without it they start at random.
 
     Parameters
     ----------
     size : int, pixels per side of the map, a multiple of 16
     latent_dim : int
-    width : int, channels at the finest level
+    width : int, channels of the convolutions at a quarter of the resolution, a multiple of 4
     parts : bool, whether there is a head for the masks of the seven tans
     """
 
@@ -45,45 +50,109 @@ class StructureVAE(nn.Module):
         super().__init__()
         if size % 16:
             raise ValueError(f"size {size} is not a multiple of 16")
+        if width % 4:
+            raise ValueError(f"width {width} is not a multiple of 4")
         self.config = {"size": size, "latent_dim": latent_dim, "width": width, "parts": parts}
         grid, w = size // 16, width
+        n_half = 2 * (size // 2) ** 2  # numbers of a map at half resolution
+        self.to_code, self.from_code = nn.Linear(n_half, latent_dim), nn.Linear(latent_dim, n_half)
         # pixel-unshuffle first: convolutions at full resolution would cost ten times as much
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(4),
-            nn.Conv2d(32, w, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1), nn.GroupNorm(8, 2 * w), nn.SiLU(),
-            nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1), nn.GroupNorm(8, 4 * w), nn.SiLU(),
+            nn.Conv2d(32, w // 2, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(w // 2, w, 4, stride=2, padding=1), nn.GroupNorm(4, w), nn.SiLU(),
+            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1), nn.GroupNorm(4, 2 * w), nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(4 * w * grid**2, 2 * latent_dim),
+            nn.Linear(2 * w * grid**2, 2 * latent_dim),
+        )  # fmt: skip
+        self.context = nn.Sequential(  # what the linear map cannot say, from a coarse grid
+            nn.Linear(latent_dim, 2 * w * grid**2), nn.Unflatten(1, (2 * w, grid, grid)), nn.SiLU(),
+            nn.Upsample(scale_factor=2), nn.Conv2d(2 * w, w, 3, padding=1),
+            nn.GroupNorm(4, w), nn.SiLU(), nn.Upsample(scale_factor=2),
         )  # fmt: skip
         self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, 4 * w * grid**2), nn.Unflatten(1, (4 * w, grid, grid)), nn.SiLU(),
-            nn.Conv2d(4 * w, 4 * w, 3, padding=1), nn.GroupNorm(8, 4 * w), nn.SiLU(),
-            nn.Upsample(scale_factor=2), nn.Conv2d(4 * w, 2 * w, 3, padding=1),
-            nn.GroupNorm(8, 2 * w), nn.SiLU(),
-            nn.Upsample(scale_factor=2), nn.Conv2d(2 * w, 2 * w, 3, padding=1),
-            nn.GroupNorm(8, 2 * w), nn.SiLU(),
-            nn.Conv2d(2 * w, 2 * w, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(2 * w, 32, 3, padding=1), nn.PixelShuffle(4),
+            nn.Conv2d(8 + w, w, 3, padding=1), nn.GroupNorm(4, w), nn.SiLU(),
+            nn.Conv2d(w, w, 3, padding=1), nn.GroupNorm(4, w), nn.SiLU(),
+            nn.Conv2d(w, 32, 3, padding=1), nn.PixelShuffle(4),
         )  # fmt: skip
+        for layer in (self.encoder[-1], self.decoder[-2]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.encoder[-1].bias[latent_dim:], -3.0)  # little noise at the start
         self.relations = nn.Sequential(
             nn.Linear(latent_dim, 128), nn.SiLU(), nn.Linear(128, N_PAIRS * N_RELATIONS)
         )
         # last, so that all other weights start the same with the head and without it
         self.parts = None
         if parts:
-            self.parts = nn.Sequential(
-                nn.Conv2d(2 * w, 4 * N_PARTS, 3, padding=1), nn.PixelShuffle(2)
+            self.parts = nn.Sequential(nn.Conv2d(w, 4 * N_PARTS, 3, padding=1), nn.PixelShuffle(2))
+
+    @torch.no_grad()
+    def fit_linear(self, maps: torch.Tensor) -> float:
+        """Set the linear maps to the principal components of training maps.
+
+        Parameters
+        ----------
+        maps : tensor of shape (n, 2, size, size) in [0, 1], two at least; a few thousand suffice
+
+        Returns
+        -------
+        float, share of the maps' variance (at half resolution) that the code holds
+
+        Raises
+        ------
+        ValueError
+            For maps of another shape, fewer than two, or maps that are all the same.
+        """
+        size = self.config["size"]
+        if maps.shape[1:] != (2, size, size) or len(maps) < 2:
+            raise ValueError(
+                f"maps have shape {tuple(maps.shape)}: expected two or more, (n, 2, {size}, {size})"
             )
+        flat = self._halved(maps.to(self.to_code.weight))
+        center = flat.mean(0)
+        total = flat.var(0).sum()
+        if not total > 0:
+            raise ValueError("the maps are all the same: there is no component to find")
+        n_kept = min(self.config["latent_dim"], *flat.shape)
+        wanted = min(n_kept + 16, *flat.shape)  # a few more make the randomised search exact
+        _, scale, basis = torch.pca_lowrank(flat - center, q=wanted, center=False, niter=4)
+        scale, basis = scale[:n_kept] / (len(flat) - 1) ** 0.5, basis[:, :n_kept]
+        share = (scale.square().sum() / total).item()
+        scale = scale.clamp(min=1e-3 * scale[0].item())  # what does not vary must not be blown up
+        for layer in (self.to_code, self.from_code):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.to_code.weight[:n_kept] = (basis / scale).T
+        self.to_code.bias[:n_kept] = -center @ (basis / scale)
+        # probabilities around one half to logits: a sure pixel starts at sigmoid(3) = 0.95
+        self.from_code.weight[:, :n_kept] = 6 * basis * scale
+        self.from_code.bias.copy_(6 * (center - 0.5))
+        return share
+
+    @staticmethod
+    def _halved(maps: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(maps, 2).flatten(1)
 
     def encode(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log variance, each (batch, latent_dim), of maps (batch, 2, size, size)."""
-        mean, log_variance = self.encoder(maps * 2 - 1).chunk(2, dim=1)
-        return mean, log_variance.clamp(-12, 4)
+        change, log_variance = self.encoder(maps * 2 - 1).chunk(2, dim=1)
+        return self.to_code(self._halved(maps)) + change, log_variance.clamp(-12, 4)
+
+    def _features(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Linear logits at half resolution, and what the last convolutions of both heads see."""
+        linear = self.from_code(latent).unflatten(1, (2, *[self.config["size"] // 2] * 2))
+        known = torch.cat([F.pixel_unshuffle(linear, 2), self.context(latent)], dim=1)
+        return linear, self.decoder[:-2](known)
+
+    def _corrected(self, linear: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Logits of the map: the linear ones, interpolated, plus the correction."""
+        full = F.interpolate(linear, scale_factor=2, mode="bilinear", align_corners=False)
+        return full + self.decoder[-2:](features)
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Logits of the map, (batch, 2, size, size)."""
-        return self.decoder(latent)
+        return self._corrected(*self._features(latent))
 
     def maps(self, latent: torch.Tensor) -> torch.Tensor:
         """Probabilities of silhouette and edge, (batch, 2, size, size), in [0, 1]."""
@@ -98,9 +167,9 @@ class StructureVAE(nn.Module):
         parts : tensor of shape (batch, 8, size // 2, size // 2), classes background and tans 1 to
             7; None if the VAE has no part head
         """
-        features = self.decoder[:-2](latent)  # what the last convolution and its shuffle see
+        linear, features = self._features(latent)
         parts = None if self.parts is None else self.parts(features)
-        return self.decoder[-2:](features), parts
+        return self._corrected(linear, features), parts
 
     def part_logits(self, latent: torch.Tensor) -> torch.Tensor:
         """Logits of the parts, (batch, 8, size // 2, size // 2).
@@ -115,7 +184,7 @@ class StructureVAE(nn.Module):
                 "this structure VAE has no part head: build it with parts=True, or train it again "
                 "with part_weight above 0 (notebook 04)"
             )
-        return self.parts(self.decoder[:-2](latent))
+        return self.parts(self._features(latent)[1])
 
     def relation_logits(self, latent: torch.Tensor) -> torch.Tensor:
         """(batch, 21, 6), rows in the order of `torch.triu_indices(7, 7, 1)`."""

@@ -78,7 +78,7 @@ def test_the_head_has_eight_classes_at_half_resolution_and_shares_the_decoder():
     assert torch.equal(parts, vae.part_logits(code))
     structure.part_loss(parts, torch.ones(3, 32, 32, dtype=torch.uint8)).sum().backward()
     trained = {name.split(".")[0] for name, p in vae.named_parameters() if p.grad is not None}
-    assert trained == {"decoder", "parts"}
+    assert trained == {"from_code", "context", "decoder", "parts"}
     assert vae.decoder[-2].weight.grad is None  # the last convolution of the maps is not theirs
 
 

@@ -98,6 +98,36 @@ def test_structure_vae_learns_a_map_and_has_a_relation_head():
     assert vae.relation_logits(torch.zeros(3, 8)).shape == (3, 21, 6)
     with pytest.raises(ValueError, match="16"):
         structure.StructureVAE(40)
+    with pytest.raises(ValueError, match="width 6 is not a multiple of 4"):
+        structure.StructureVAE(32, 8, 6)
+
+
+def test_structure_vae_starts_as_the_principal_components_of_the_maps():
+    """Maps of five dimensions: a code of eight holds them, unit variance, and draws them again."""
+    rng = torch.Generator().manual_seed(0)
+    blocks = (torch.rand(40, 5, generator=rng) > 0.5).float() @ torch.eye(8)[:5]
+    maps = blocks.view(40, 2, 2, 2).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    torch.manual_seed(0)
+    vae = structure.StructureVAE(32, 8, 16)
+    assert vae.fit_linear(maps) == pytest.approx(1, abs=1e-4)
+    code, log_variance = vae.encode(maps)
+    kept = code[:, :5]
+    assert torch.allclose(kept.mean(0), torch.zeros(5), atol=1e-3)
+    assert torch.allclose(torch.cov(kept.T), torch.eye(5), atol=1e-2)
+    assert (log_variance == -3).all()
+    inner = torch.arange(32) % 16 % 15 > 0  # interpolation blurs the borders of the blocks
+    logits = vae.decode(code)[..., inner, :][..., inner]
+    assert torch.allclose(logits, 6 * (maps[..., inner, :][..., inner] - 0.5), atol=0.05)
+
+
+def test_linear_start_refuses_what_holds_no_component():
+    vae = structure.StructureVAE(32, 8, 16)
+    with pytest.raises(ValueError, match="two or more"):
+        vae.fit_linear(torch.rand(1, 2, 32, 32))
+    with pytest.raises(ValueError, match="two or more"):
+        vae.fit_linear(torch.rand(5, 2, 64, 64))
+    with pytest.raises(ValueError, match="all the same"):
+        vae.fit_linear(torch.ones(5, 2, 32, 32))
 
 
 @pytest.fixture(scope="module")
