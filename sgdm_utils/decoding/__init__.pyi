@@ -11,6 +11,7 @@ from .clip import (
     text_features,
     tiny_clip_config,
     tokenizer_for,
+    used_tokens,
 )
 from .encoders import SGDMEncoder, SpatialAttention
 from .features import load_features, save_features

@@ -10,12 +10,16 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional as F
 
+from sgdm_utils.generation.conditioning import colour_layout, guided_colours
+
 
 class OutlineHead(nn.Module):
     """Redraws a decoded picture along the lines of its structure map, at half resolution.
 
-    Latents are a small grid and blur every outline; the map has it at full resolution. The head is
-    told both (and whether there is a map), and starts by changing nothing.
+    Latents are a small grid and blur every outline; the map has it at full resolution. Where there
+    is a map the head starts from a closed form: `guided_colours` of the decoded picture in cells of
+    four pixels. Its networks are told both pictures, the map and whether there is one, and start
+    silent.
 
     Parameters
     ----------
@@ -25,7 +29,7 @@ class OutlineHead(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(6 * 4, width, 3, padding=1), nn.SiLU(),
+            nn.Conv2d(9 * 4, width, 3, padding=1), nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1), nn.SiLU(),
             nn.Conv2d(width, 3 * 4, 3, padding=1),
         )  # fmt: skip
@@ -37,8 +41,10 @@ class OutlineHead(nn.Module):
     ) -> torch.Tensor:
         """Pictures (batch, 3, size, size), maps (batch, 2, size, size), known (batch,) in {0, 1}."""
         known = known.to(pictures).view(-1, 1, 1, 1).expand(-1, 1, *pictures.shape[2:])
-        told = torch.cat([pictures, (2 * maps - 1) * known, known], dim=1)
-        return pictures + F.pixel_shuffle(self.layers(F.pixel_unshuffle(told, 2)), 2)
+        cells = colour_layout(pictures, -(-pictures.shape[-1] // 4))
+        moved = known * (guided_colours(cells, maps[:, 0], epsilon=1e-2) - pictures)
+        told = torch.cat([pictures, (2 * maps - 1) * known, known, moved], dim=1)
+        return pictures + moved + F.pixel_shuffle(self.layers(F.pixel_unshuffle(told, 2)), 2)
 
 
 class PictureVAE(ModelMixin, ConfigMixin):
@@ -156,6 +162,7 @@ class PictureVAE(ModelMixin, ConfigMixin):
         latents: torch.Tensor,
         maps: torch.Tensor | None = None,
         known: torch.Tensor | None = None,
+        window: tuple[int, int, int] | None = None,
     ) -> torch.Tensor:
         """Pictures in about [-1, 1] from raw (not standardised) latents.
 
@@ -164,10 +171,16 @@ class PictureVAE(ModelMixin, ConfigMixin):
         latents : tensor of shape (batch, latent_channels, grid, grid)
         maps : tensor of shape (batch, 2, size, size) in [0, 1], structure maps; None for none
         known : tensor of shape (batch,), 0 for an item whose map is hidden; None shows all
+        window : top, left and side in pixels, multiples of 4, of the square that the head redraws and
+            that is returned (most of the cost is there); None for whole pictures
         """
         components = self.kl.decode(latents).sample
         linear = F.pad(latents, (0, 0, 0, 0, 0, components.shape[1] - latents.shape[1]))
         pictures = self.from_components(linear + components)
+        if window is not None:
+            top, left, side = window
+            square = (..., slice(top, top + side), slice(left, left + side))
+            pictures, maps = pictures[square], None if maps is None else maps[square]
         if self.outline is None:
             return pictures
         if maps is None:

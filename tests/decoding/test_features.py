@@ -498,6 +498,23 @@ def test_pixels_are_normalised_as_the_model_was_trained(clip, monkeypatch):
         torch.testing.assert_close(clip_pixels(pictures, clip), expected)
 
 
+def test_only_the_tokens_in_use_are_trained():
+    config = decoding_clip.tiny_clip_config(16, 64)
+    model = decoding_clip.create_clip(config).eval()
+    tokens = decoding_clip.tokenizer_for(config)(["a red star", "a blue kite at the left"])
+    before = model.token_embedding.weight.detach().clone()
+    said = model.encode_text(tokens).detach()
+    with decoding_clip.used_tokens(model, tokens) as numbered:
+        assert len(model.token_embedding.weight) == len(tokens.unique())
+        torch.testing.assert_close(model.encode_text(numbered), said)
+        with torch.no_grad():
+            model.token_embedding.weight += 1
+    after, used = model.token_embedding.weight.detach(), tokens.unique()
+    assert torch.equal(after[used], before[used] + 1)
+    after[used] -= 1
+    torch.testing.assert_close(after, before)
+
+
 def test_the_digest_of_weights_sees_every_weight(clip):
     digest = weights_digest(clip)
     assert weights_digest(clip) == digest and len(digest) == 64

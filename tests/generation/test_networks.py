@@ -292,12 +292,28 @@ def test_the_decoder_sees_the_map_only_where_it_is_known():
     vae = PictureVAE(SIZE, patch=8, latent_channels=CHANNELS, width=16, outline_width=8)
     latents, maps = torch.randn(2, CHANNELS, 4, 4), torch.rand(2, 2, SIZE, SIZE)
     with torch.no_grad():
-        assert torch.allclose(vae.reconstruct(latents), vae.reconstruct(latents, maps)), "silent"
+        decoded, redrawn = vae.reconstruct(latents), vae.reconstruct(latents, maps)
+        layout = conditioning.colour_layout(decoded, SIZE // 4)
+        closed_form = conditioning.guided_colours(layout, maps[:, 0], epsilon=1e-2)
+        assert torch.allclose(redrawn, closed_form, atol=1e-5), "the networks start silent"
         torch.nn.init.normal_(vae.outline.layers[-1].weight)
         half = vae.reconstruct(latents, maps, torch.tensor([1.0, 0.0]))
         assert torch.allclose(half[0], vae.reconstruct(latents, maps)[0], atol=1e-5)
         assert torch.allclose(half[1], vae.reconstruct(latents)[1], atol=1e-5)
         assert not torch.allclose(half[0], vae.reconstruct(latents)[0], atol=1e-2)
+
+
+def test_a_window_of_the_decoder_is_that_of_the_whole_picture():
+    """Where neither its own border nor the neighbourhoods of the closed form cross its edge."""
+    torch.manual_seed(0)
+    vae = PictureVAE(SIZE, patch=8, latent_channels=CHANNELS, width=16, outline_width=8)
+    torch.nn.init.normal_(vae.outline.layers[-1].weight)
+    latents, maps = torch.randn(2, CHANNELS, 4, 4), torch.rand(2, 2, SIZE, SIZE)
+    with torch.no_grad():
+        part = vae.reconstruct(latents, maps, window=(4, 0, 28))
+        whole = vae.reconstruct(latents, maps)[..., 4:32, :28]
+    assert part.shape == whole.shape == (2, 3, 28, 28)
+    assert torch.allclose(part[..., 16:, :12], whole[..., 16:, :12], atol=1e-4)
 
 
 def test_a_silenced_controlnet_is_as_if_there_were_none(pipe, inputs):
