@@ -1,6 +1,8 @@
-"""Which category do noisy latents show? The guide that pulls a sample towards a category."""
+"""What pulls a sample on its way: towards a category, or towards pictures that explain the EEG."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -97,3 +99,42 @@ def guided_velocity(
     if alpha_bar < LEAST_SIGNAL or scale == 0:
         return velocity
     return velocity - scale * ((1 - alpha_bar) / alpha_bar).sqrt() * direction
+
+
+def likelihood_velocity(
+    velocity: torch.Tensor,
+    noisy: torch.Tensor,
+    alpha_bar: torch.Tensor,
+    residual_std: float,
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    log_density: Callable[[torch.Tensor], torch.Tensor],
+    scale: float,
+) -> torch.Tensor:
+    """Velocity after guidance by log p(EEG | picture), through the decoder of the autoencoder.
+
+    Given a noisy latent the clean one is about Gaussian around its estimate, with the variance
+    ``s^2 (1 - alpha_bar) / (alpha_bar s^2 + 1 - alpha_bar)`` of what the conditions leave open (see
+    `networks.velocity`). Its mean given the EEG as well lies by that variance times the gradient of
+    the log-density further; the velocity moves by that over ``-sqrt(1 - alpha_bar)``.
+
+    Parameters
+    ----------
+    velocity, noisy : tensors of shape (batch, latent_channels, grid, grid)
+    alpha_bar : scalar tensor
+    residual_std : float, s
+    decode : latents to pictures (batch, 3, size, size) in [0, 1], differentiable
+    log_density : pictures to a tensor of shape (batch,), e.g. `ForwardModel.log_density` of the
+        epochs of the batch
+    scale : float, at least 0
+
+    References
+    ----------
+    Chung et al. (2023), arXiv:2209.14687 (posterior sampling with a measurement model).
+    """
+    a, variance = alpha_bar, residual_std**2
+    estimate = a.sqrt() * noisy - (1 - a).sqrt() * velocity
+    with torch.enable_grad():
+        x = estimate.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(log_density(decode(x)).sum(), x)
+    variance = variance * (1 - a) / (a * variance + 1 - a)
+    return velocity - scale * variance / (1 - a).sqrt() * gradient.to(velocity)

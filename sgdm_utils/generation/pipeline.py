@@ -11,6 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ from sgdm_utils.decoding.training import training_dtype
 from sgdm_utils.errors import reading
 from sgdm_utils.generation.conditioning import fold_maps, guided_colours
 from sgdm_utils.generation.decoder import Decoded
-from sgdm_utils.generation.guide import category_direction, guided_velocity
+from sgdm_utils.generation.guide import (
+    category_direction,
+    guided_velocity,
+    likelihood_velocity,
+)
 from sgdm_utils.generation.networks import (
     check_listening,
     listen_by_resolution,
@@ -260,6 +265,8 @@ class SGDMPipeline(DiffusionPipeline):
         category_scale: float = 0.0,
         callback: Callable[[int, torch.Tensor], None] | None = None,
         colours: torch.Tensor | None = None,
+        log_density: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        likelihood_scale: float = 0.0,
     ) -> np.ndarray:
         """Sample one picture for each embedding.
 
@@ -282,6 +289,9 @@ class SGDMPipeline(DiffusionPipeline):
             latents, for previews: `pipe.vae.decode(estimate, maps)`
         colours : tensor of shape (batch, 3, grid, grid) in [0, 1], mean colour of each cell of the
             latent grid, part of the structure; None where they are not known
+        log_density : log p(EEG | picture) of the batch, differentiable: pictures (batch, 3, size,
+            size) in [0, 1] to (batch,), e.g. from `ForwardModel.log_density`
+        likelihood_scale : float, at least 0: guidance towards pictures that explain the EEG
 
         Returns
         -------
@@ -294,7 +304,9 @@ class SGDMPipeline(DiffusionPipeline):
             numbers of generators, a scheduler or attention processors that do not fit.
         """
         scales = {"semantic_scale": semantic_scale, "structure_scale": structure_scale}
-        scales["category_scale"] = category_scale
+        scales |= {"category_scale": category_scale, "likelihood_scale": likelihood_scale}
+        if likelihood_scale and log_density is None:
+            raise ValueError(f"likelihood_scale={likelihood_scale} without a log_density to follow")
         check_conditions(self, embedding, maps, category, scales)
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {num_inference_steps}, at least 1 is needed")
@@ -348,6 +360,11 @@ class SGDMPipeline(DiffusionPipeline):
             if category_scale:
                 direction = category_direction(self.classifier, noisy, time, category)
                 output = guided_velocity(output, direction, a, category_scale)
+            if likelihood_scale:
+                decode = partial(self.vae.decode, maps=maps)
+                output = likelihood_velocity(
+                    output, noisy, a, residual_std, decode, log_density, likelihood_scale
+                )
             if callback is not None:
                 callback(step, a.sqrt() * noisy - (1 - a).sqrt() * output)
             latents = self.scheduler.step(output, t, latents, **extra).prev_sample

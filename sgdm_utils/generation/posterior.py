@@ -255,17 +255,33 @@ class EEGPosterior(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def forward(
-        self, eeg: torch.Tensor | np.ndarray, subject: str, n_averaged: int, n_likeliest: int = 500
+        self,
+        eeg: torch.Tensor | np.ndarray,
+        subject: str,
+        n_averaged: int,
+        n_likeliest: int = 500,
+        rng: np.random.Generator | None = None,
     ) -> Decoded:
-        """Decode averaged epochs of one person; arguments as for `log_likelihood`.
+        """Decode averaged epochs of one person; `eeg`, `subject`, `n_averaged`: see `log_likelihood`.
 
-        `n_likeliest` pictures of the set are averaged for each epoch, the others have no weight.
+        Parameters
+        ----------
+        n_likeliest : int
+            Pictures of the set that are averaged for each epoch; the others have no weight.
+        rng : generator, optional
+            Draws one of the answers that the posterior allows instead of its mean: the pictures of
+            the set are weighed anew by exponential variables (Bayesian bootstrap, Rubin 1981).
         """
         likelihood = self.log_likelihood(eeg, subject, n_averaged).cpu().numpy()
         config, category = self.config, self.category.cpu().numpy()
         weights = self.weights(likelihood)
         by_colour = forward_model.posterior_weights(likelihood, config.colour_temperature)
         by_colour = self._spread_out(by_colour)
+        if rng is not None:
+            anew = rng.standard_exponential(weights.shape)
+            weights, by_colour = (
+                w * anew / (w * anew).sum(1, keepdims=True) for w in (weights, by_colour)
+            )
         means = {
             name: forward_model.posterior_mean(w, getattr(self, name).cpu().numpy(), n_likeliest)
             for name, w in (("gallery", weights), ("silhouettes", weights), ("colours", by_colour))

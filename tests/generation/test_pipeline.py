@@ -286,6 +286,29 @@ def test_conditions_and_colours_that_cannot_be_are_refused(pipe, eeg):
         pipe.generate(embedding, maps, colours=torch.full((1, 3, 4, 4), torch.nan))
 
 
+def test_guidance_by_the_likelihood_makes_the_evidence_likelier(pipe):
+    """Evidence that the picture is red: guided towards it, it is redder, the more the stronger."""
+    torch.manual_seed(0)
+    embedding, maps = torch.randn(2, EMBED), torch.rand(2, 2, SIZE, SIZE)
+
+    def log_density(pictures):
+        return -((pictures[:, 0].mean((1, 2)) - 1) ** 2) / 0.01
+
+    def red(scale):
+        options = {"num_inference_steps": 4, "generator": torch.Generator().manual_seed(0)}
+        drawn = pipe.generate(
+            embedding, maps, log_density=log_density, likelihood_scale=scale, **options
+        )
+        return drawn[..., 0].mean()
+
+    plain, weak, strong = (red(scale) for scale in (0.0, 20.0, 100.0))
+    assert plain < weak < strong
+    with pytest.raises(ValueError, match="likelihood_scale=1.0 without a log_density"):
+        pipe.generate(embedding, maps, likelihood_scale=1.0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        pipe.generate(embedding, maps, log_density=log_density, likelihood_scale=-1.0)
+
+
 # schedulers
 
 
