@@ -20,7 +20,7 @@ BEGIN, END = (
 )
 ROWS = {
     "oracle": "true meaning and true structure (limit of the generator)",
-    "ideal_posterior": "the same EEG, read by a decoder that knows every noise-free answer (limit of the EEG)",
+    "ideal_posterior": "the same EEG, read by a decoder that knows every noise-free answer",
     "eeg": "**EEG** (test concepts never trained on)",
     "eeg_encoder": "the same EEG, read by the networks instead of the forward model",
     "shuffled_eeg": "EEG of another picture",
