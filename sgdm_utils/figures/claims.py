@@ -26,6 +26,7 @@ class Claim:
     values : tuple of (label, model, condition, metric)
     by_person : bool, the value of each person instead of the mean
     digits : int, decimal places
+    study : str, whose table it is; "" for the study of all others
     """
 
     text: str
@@ -34,6 +35,7 @@ class Claim:
     values: tuple[tuple[str, str, str, str], ...]
     by_person: bool = False
     digits: int = 2
+    study: str = ""
 
 
 CLAIMS = (
@@ -54,7 +56,7 @@ CLAIMS = (
         ),
     ),
     Claim(
-        "it works for people nobody trained on (top-1)", "14_cross_subject", "cross_subject",
+        "it works for people nobody trained on (eight people, top-1 of 100)", "14_cross_subject", "cross_subject",
         (
             ("no calibration", "forward", "0 min", "top1"),
             ("1 minute", "forward", "1 min", "top1"),
@@ -62,6 +64,7 @@ CLAIMS = (
             ("10 minutes of another person", "wrong person", "10 min", "top1"),
             ("model of one's own", "own model", "all minutes", "top1"),
         ),
+        study="people",
     ),
     Claim(
         "better pictures than GAN and VAE, equal time (PixCorr / IoU)", "11_baselines", "baselines",
@@ -113,7 +116,8 @@ def lines(folder: Path) -> list[str]:
     """
     found = []
     for claim in CLAIMS:
-        path = folder / f"{claim.table}.csv"
+        place = folder.parent.parent / claim.study / "tables" if claim.study else folder
+        path = place / f"{claim.table}.csv"
         if not path.is_file():
             continue
         table = tables.read_table(path)
