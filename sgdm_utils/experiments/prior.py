@@ -24,8 +24,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
+from sgdm_utils.generation.checks import noise_levels
 from sgdm_utils.generation.conditioning import shrink
-from sgdm_utils.generation.pipeline import noise_levels
 from sgdm_utils.generation.samplers import (
     check_drawn,
     check_generators,

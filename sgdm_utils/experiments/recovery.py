@@ -52,18 +52,6 @@ def match_moments(
     return (decoded - decoded.mean(0)) * spread + gallery.mean(0)
 
 
-def csls(similarity: np.ndarray, k: int = 10) -> np.ndarray:
-    """Similarity less that to the k nearest on either side: hubs of the gallery lose their lead."""
-    similarity = np.asarray(similarity, np.float64)
-    if similarity.ndim != 2 or not 1 <= k <= min(similarity.shape):
-        raise CrossSubjectError(
-            f"CSLS with k = {k} for similarities of shape {similarity.shape}: give k from 1 to the "
-            "number of epochs and of pictures"
-        )
-    near = [np.partition(similarity, -k, axis=a).take(range(-k, 0), axis=a).mean(a) for a in (0, 1)]
-    return 2 * similarity - near[0] - near[1][:, None]
-
-
 def procrustes(
     decoded: np.ndarray, target: np.ndarray, towards_identity: float = 1.0
 ) -> np.ndarray:

@@ -1,4 +1,5 @@
 from .autoencoder import PictureVAE
+from .averages import blended_colours, sharpened_maps
 from .checkpoints import TrainingState
 from .conditioning import (
     ConditionEmbedder,
@@ -12,9 +13,10 @@ from .conditioning import (
 )
 from .decoder import EEGDecoder
 from .guide import LatentClassifier, category_direction, guided_velocity
+from .model_card import write_model_card
 from .networks import make_controlnet, make_unet, predict, resolutions, velocity
-from .pipeline import SGDMPipeline, open_generator, open_pipeline, write_model_card
-from .posterior import EEGPosterior, blended_colours, sharpened_maps
+from .pipeline import SGDMPipeline, open_generator, open_pipeline
+from .posterior import EEGPosterior
 from .pretrained.generator import PretrainedGenerator
 from .pretrained.stored import PretrainedParts, PretrainedPipeline, find_parts, save_generator
 from .store import PictureStore

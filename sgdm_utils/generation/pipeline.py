@@ -1,19 +1,13 @@
-"""Everything together: pictures from EEG, or from conditions that somebody names.
-
-What the pipeline refuses: components of different origin, conditions it cannot draw from.
-
-A model card beside a saved pipeline: what it is, how to call it, what it must not be used for.
-"""
+"""Pictures from EEG, or from conditions that somebody names: the denoising loop and its guidance."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import numpy as np
@@ -21,7 +15,6 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import ModelCard, ModelCardData
 
 # diffusers loads components only from modules that are imported already: all of them are, by this
 import sgdm_utils.generation.autoencoder
@@ -29,6 +22,7 @@ import sgdm_utils.generation.decoder
 import sgdm_utils.generation.posterior  # noqa: F401
 from sgdm_utils.decoding.training import training_dtype
 from sgdm_utils.errors import reading
+from sgdm_utils.generation.checks import check_components, check_conditions, noise_levels
 from sgdm_utils.generation.conditioning import fold_maps, guided_colours
 from sgdm_utils.generation.decoder import Decoded
 from sgdm_utils.generation.guide import (
@@ -40,7 +34,6 @@ from sgdm_utils.generation.networks import (
     check_listening,
     listen_by_resolution,
     predict,
-    resolutions,
     velocity,
 )
 from sgdm_utils.generation.pretrained.stored import (
@@ -55,7 +48,6 @@ from sgdm_utils.generation.samplers import (
     model_input,
     time_steps,
 )
-from sgdm_utils.workflow import atomic
 from sgdm_utils.workflow.artifacts import Artifact
 from sgdm_utils.workflow.formats import read_json
 
@@ -490,215 +482,3 @@ def _folder(artifact: Artifact | Path) -> Path:
 
 def _is_pretrained(artifact: Artifact | Path) -> bool:
     return (_folder(artifact) / DESCRIPTION).is_file()
-
-
-def check_components(pipe: DiffusionPipeline) -> None:
-    """Refuse components that were not made for each other.
-
-    Raises
-    ------
-    ValueError
-        Says which two components differ in what.
-    """
-    unet, condition, vae = pipe.unet.config, pipe.condition.config, pipe.vae.config
-    pairs = {
-        "latent channels of vae and unet": (vae.latent_channels, unet.in_channels),
-        "latent grid of vae and unet": (pipe.vae.grid, unet.sample_size),
-        "token dimension of condition and unet": (
-            condition.token_dim, unet.cross_attention_dim
-        ),
-        "embedding dimension (+ 1) of condition and unet": (
-            condition.embed_dim + 1, unet.projection_class_embeddings_input_dim
-        ),
-        "resolutions of condition and unet": (
-            sorted(condition.resolutions), resolutions(pipe.unet)
-        ),
-        "channels of controlnet and unet": (
-            list(pipe.controlnet.config.block_out_channels), list(unet.block_out_channels)
-        ),
-    }  # fmt: skip
-    if pipe.classifier is not None:
-        theirs = pipe.classifier.config
-        pairs["latent channels of classifier and unet"] = (
-            theirs.latent_channels, unet.in_channels
-        )  # fmt: skip
-        if condition.n_categories:
-            pairs["categories of classifier and condition"] = (
-                theirs.n_categories, condition.n_categories
-            )  # fmt: skip
-    if pipe.decoder is not None:
-        theirs = pipe.decoder.config
-        embed_dim = theirs.meaning_encoder["n_outputs"]
-        pairs["embedding dimension of decoder and condition"] = embed_dim, condition.embed_dim
-        pairs["map size of decoder and vae"] = theirs.structure_maps["size"], vae.size
-        pairs["colour grid of decoder and vae"] = theirs.grid, pipe.vae.grid
-    if pipe.posterior is not None:
-        theirs = pipe.posterior.config
-        pairs["embedding dimension of posterior and condition"] = (
-            theirs.embed_dim, condition.embed_dim
-        )  # fmt: skip
-        pairs["map size of posterior and vae"] = theirs.size, vae.size
-        pairs["colour grid of posterior and vae"] = theirs.grid, pipe.vae.grid
-    for what, (a, b) in pairs.items():
-        if a != b:
-            raise ValueError(
-                f"the components do not belong together: {what} differ ({a} and {b}). They come "
-                "from different configurations; take all of them from one run of notebook 05"
-            )
-
-
-def check_conditions(
-    pipe: DiffusionPipeline,
-    embedding: torch.Tensor,
-    maps: torch.Tensor | None,
-    category: torch.Tensor | None,
-    scales: Mapping[str, float],
-) -> None:
-    """Refuse what cannot be sampled from.
-
-    Parameters
-    ----------
-    embedding, maps, category : see `pipeline.SGDMPipeline.generate`
-    scales : mapping of guidance scales by their names
-
-    Raises
-    ------
-    ValueError
-        Says what was given and what was expected.
-    """
-    dim, size = pipe.condition.config.embed_dim, pipe.vae.config.size
-    if embedding.ndim != 2 or embedding.shape[1] != dim:
-        raise ValueError(f"embedding has shape {tuple(embedding.shape)}, expected (batch, {dim})")
-    if len(embedding) == 0:
-        raise ValueError("no embedding given: the batch is empty")
-    if not torch.isfinite(embedding).all():
-        bad = (~torch.isfinite(embedding)).any(1).nonzero()[:5, 0].tolist()
-        raise ValueError(f"embedding holds NaN or infinity, first in rows {bad}")
-    if not all(scale >= 0 for scale in scales.values()):
-        raise ValueError(f"guidance scales must not be negative: {scales}")
-    _check_category(pipe, category, len(embedding), scales["category_scale"])
-    if maps is None:
-        return
-    if len(maps) != len(embedding):
-        raise ValueError(f"{len(maps)} structure maps for {len(embedding)} embeddings")
-    if tuple(maps.shape[1:]) != (2, size, size):
-        raise ValueError(
-            f"maps have shape {tuple(maps.shape)}, expected (batch, 2, {size}, {size}): "
-            "silhouette and edges"
-        )
-    if not (maps.min() >= 0 and maps.max() <= 1):
-        raise ValueError("maps must lie in [0, 1]: give probabilities, not logits (or NaN)")
-
-
-def _check_category(pipe, category, batch, scale) -> None:
-    if category is None:
-        if scale:
-            raise ValueError(f"category_scale={scale} without a category to guide towards")
-        return
-    if scale and pipe.classifier is None:
-        raise ValueError(f"category_scale={scale}, but this pipeline has no classifier")
-    n = pipe.classifier.config.n_categories if pipe.classifier else None
-    n = pipe.condition.config.n_categories or n or category.shape[-1]
-    if tuple(category.shape) != (batch, n):
-        raise ValueError(f"category has shape {tuple(category.shape)}, expected ({batch}, {n})")
-    if not (
-        (category >= 0).all() and torch.allclose(category.sum(1), category.new_ones(()), atol=1e-2)
-    ):
-        raise ValueError("category holds probabilities: at least 0, each row with the sum 1")
-
-
-def noise_levels(noise: float | torch.Tensor, batch: int, name: str) -> torch.Tensor:
-    """A noise level for each item of a batch, tensor of shape (batch,).
-
-    Raises
-    ------
-    ValueError
-        For another shape, or values outside [0, 1].
-    """
-    levels = torch.as_tensor(noise, dtype=torch.float32)
-    if levels.shape not in ((), (batch,)):
-        raise ValueError(f"{name}_noise has shape {tuple(levels.shape)}, expected ({batch},)")
-    if not ((levels >= 0) & (levels <= 1)).all():
-        raise ValueError(f"{name}_noise must lie in [0, 1]")
-    return levels.expand(batch)
-
-
-_CARD = """---
-{{ card_data }}
----
-# SGDM: pictures from EEG
-
-Structure-guided diffusion after Lian et al. (2026), arXiv:2604.22649, re-implemented.
-
-```python
-from sgdm_utils.generation.pipeline import SGDMPipeline
-
-pipe = SGDMPipeline.from_pretrained("model")
-out = pipe(eeg, electrodes={{ electrodes }}, subject={{ subject }}, generator=torch.Generator().manual_seed(0))
-out.images, out.maps, out.neighbours
-```
-
-{{ people }}
-
-| component | class | parameters |
-|---|---|---|
-{{ parts }}
-
-## Facts of this training
-
-{{ facts }}
-
-## Limits
-
-{{ limits }}
-"""
-
-
-def write_model_card(
-    folder: Path, pipe: DiffusionPipeline, facts: Mapping[str, Any], limits: str
-) -> Path:
-    """Write `README.md` into the folder of a saved pipeline.
-
-    Parameters
-    ----------
-    folder : Path, where `save_pretrained` wrote
-    pipe : SGDMPipeline, its components are counted
-    facts : mapping of str to what is printed: training data, seed, validation scores
-    limits : str, what the numbers do not show
-
-    Returns
-    -------
-    Path of the card
-    """
-    parts = []
-    for name in sorted(pipe.config):
-        part = getattr(pipe, name, None)
-        if hasattr(part, "parameters"):
-            n = sum(p.numel() for p in part.parameters())
-            parts.append(f"| {name} | {type(part).__name__} | {n:,} |")
-    decoder = pipe.decoder
-    electrodes, subject, people = "names", None, ""
-    if decoder is not None:
-        names = decoder.config.channels
-        electrodes = "[" + ", ".join(repr(n) for n in names[:3]) + ", ...]"
-        subject = decoder.config.subjects[0]
-        people = (
-            f"Expects epochs of shape (batch, n_chans, {decoder.meaning.n_times}) at "
-            f"{decoder.meaning.sfreq:g} Hz, preprocessed as notebook 01 does. Trained on "
-            f"{len(decoder.config.subjects)} people with {len(names)} electrodes; electrodes enter by "
-            "position, so fewer or others are accepted, and None stands for a person it has not seen. "
-            "Its noise levels were measured with all electrodes."
-        )
-    card = ModelCard.from_template(
-        ModelCardData(library_name="diffusers", tags=["eeg", "image-reconstruction"]),
-        template_str=_CARD,
-        electrodes=electrodes,
-        subject=repr(subject),
-        people=people,
-        parts="\n".join(parts),
-        facts="\n".join(f"- {name}: {value}" for name, value in facts.items()),
-        limits=limits,
-    )
-    with atomic.atomic_file(folder / "README.md") as part:
-        card.save(part)
-    return folder / "README.md"

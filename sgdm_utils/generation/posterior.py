@@ -8,17 +8,15 @@ import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from torch.nn import functional as F
 
 from sgdm_utils.decoding.forward import ForwardModel
 from sgdm_utils.decoding.forward import posterior as forward_model
-from sgdm_utils.generation.conditioning import two_colour_layout
+from sgdm_utils.generation.averages import blended_colours, sharpened_maps
 from sgdm_utils.generation.decoder import Decoded
 
 _ARRAYS = (
     "coefficients", "directions", "shrinkage", "scale", "lack_of_fit", "typical_variance",
 )  # fmt: skip
-_MOVED = ("gallery", "silhouettes", "colours")  # by what the averages leave unexplained
 
 
 class EEGPosterior(ModelMixin, ConfigMixin):
@@ -27,6 +25,8 @@ class EEGPosterior(ModelMixin, ConfigMixin):
     The prior is the set (training pictures), the likelihood that of a `ForwardModel`; embedding,
     silhouette, colours and category are averaged over the set with the posterior weights, and what
     the averages leave unexplained in the EEG moves them, in closed form (`ForwardModel.unexplained`).
+    With `category_share` each person has a second model, which also uses the labels of the pictures of
+    the set; it decides on silhouette and category, the first on embedding and colours.
 
     Parameters
     ----------
@@ -34,18 +34,22 @@ class EEGPosterior(ModelMixin, ConfigMixin):
     channels : list of str, electrodes in the order of the epochs
     n_times : int, samples of an epoch
     sfreq : float, Hz
-    n_outputs, ranks : lists of int, sizes of each person's model
+    n_outputs, ranks, labelled_ranks : lists of int, sizes of each person's models
     n_features : int, picture features
     gallery_ids : list of str, the pictures of the set
     embed_dim, size, grid : int, length of the embeddings, pixels per side of the maps, cells per side
         of the colour layout
     categories : list of str
-    temperature : float, power of the likelihood (`forward.posterior_weights`)
+    category_share : float in [0, 1), what labels have of the variance of features
+        (`forward.with_category`); 0: there are no models with labels
+    temperature, look_temperature : float
+        Powers of the likelihood (`forward.posterior_weights`) for silhouette and category, and for
+        embedding and colours.
     category_power : float, how much likely categories are favoured (`forward.favour_categories`)
     largest_weight : float, of one picture of the set (`forward.spread_out`)
-    colour_temperature, colour_mode, colour_bandwidth : float
-        Power of the likelihood for colours; how far they are moved from the posterior mean (0) to the
-        colours of figure and ground that are densest (1); distance within which colours are alike.
+    colour_mode, colour_bandwidth : float
+        How far colours are moved from the posterior mean (0) to the colours of figure and ground that
+        are densest (1); distance within which colours are alike.
     linear_share : float, at least 0
         Share of the variance of the set that pictures have around an average; 0 moves nothing.
     threshold, steepness : float, how averaged silhouettes are sharpened (`sharpened_maps`)
@@ -70,10 +74,12 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         size: int,
         grid: int,
         categories: list[str],
+        labelled_ranks: list[int] | None = None,
+        category_share: float = 0.0,
         temperature: float = 0.3,
+        look_temperature: float = 0.3,
         category_power: float = 1.0,
         largest_weight: float = 1.0,
-        colour_temperature: float = 0.5,
         colour_mode: float = 0.5,
         colour_bandwidth: float = 0.12,
         linear_share: float = 0.0,
@@ -81,15 +87,19 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         steepness: float = 12.0,
     ) -> None:
         super().__init__()
-        self._kept: tuple[str | None, list] = None, []
+        self._kept: tuple[str | None, dict[bool, list]] = None, {}
+        self._kept_features: torch.Tensor | None = None
         n_channels, n_gallery = len(channels), len(gallery_ids)
+        n_labelled = n_features + len(categories)
         for i, (n, rank) in enumerate(zip(n_outputs, ranks, strict=True)):
-            for name, shape in {
+            shapes = {
                 "left": (n_channels, n_channels), "right": (n_times, n_times), "center": (n,),
-                "noise_variance": (n,), "coefficients": (n_features, n), "scale": (n,),
-                "directions": (n_features, rank), "shrinkage": (rank, n), "lack_of_fit": (n,),
-                "typical_variance": (n,), "signal": (n, n),
-            }.items():  # fmt: skip
+                "noise_variance": (n,),
+            } | _model_shapes(n, rank, n_features)  # fmt: skip
+            if category_share:
+                labelled = _model_shapes(n, labelled_ranks[i], n_labelled)
+                shapes |= {f"labelled_{name}": shape for name, shape in labelled.items()}
+            for name, shape in shapes.items():
                 self.register_buffer(f"{name}_{i}", torch.zeros(shape))
             self.register_buffer(f"selected_{i}", torch.zeros(n, dtype=torch.long))
         self.register_buffer("gallery_features", torch.zeros(n_gallery, n_features))
@@ -100,9 +110,11 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         self.register_buffer("category", torch.zeros(n_gallery, dtype=torch.long))
         if linear_share:
             for name, shape in {
-                "gallery": (embed_dim,), "silhouettes": (size, size), "colours": (3, grid, grid),
-            }.items():  # fmt: skip
-                self.register_buffer(f"with_{name}", torch.zeros(n_features, *shape))
+                "gallery": (n_features, embed_dim),
+                "colours": (n_features, 3, grid, grid),
+                "silhouettes": (n_labelled if category_share else n_features, size, size),
+            }.items():
+                self.register_buffer(f"with_{name}", torch.zeros(shape))
 
     @classmethod
     def from_models(
@@ -115,6 +127,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         colours: np.ndarray,
         both: np.ndarray,
         category: np.ndarray,
+        labelled_models: Mapping[str, ForwardModel] | None = None,
         **config,
     ) -> EEGPosterior:
         """Put fitted models and the pictures of the set together.
@@ -128,13 +141,16 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         silhouettes : array of shape (n_gallery, size, size) in [0, 1]
         colours : array of shape (n_gallery, 3, grid, grid) in [0, 1], `colour_layout`
         both : array of shape (n_gallery, 6), `figure_and_ground`
-        category : int array of shape (n_gallery,), index into `categories`
+        category : int array of shape (n_gallery,), index into `categories`, -1 for none
+        labelled_models : mapping of subject to ForwardModel, with a `category_share`
+            Of the same people and signal spaces, fitted on `forward.with_category` of `features`.
         config : the other arguments of the class
 
         Raises
         ------
         ValueError
-            Features, embeddings, silhouettes and categories of different numbers of pictures.
+            Features, embeddings, silhouettes and categories of different numbers of pictures; models
+            with labels of other people, or without a `category_share`.
         """
         parts = (features, embeddings, silhouettes, colours, both, category)
         lengths = {len(part) for part in parts}
@@ -143,10 +159,18 @@ class EEGPosterior(ModelMixin, ConfigMixin):
                 f"features, embeddings, silhouettes, colours and categories of {sorted(lengths)} pictures, and "
                 f"{len(config['gallery_ids'])} ids: give a row of each for every picture of the set"
             )
+        labelled_models = labelled_models or {}
+        share = config.get("category_share", 0.0)
+        if list(labelled_models) != (list(models) if share else []):
+            raise ValueError(
+                f"category_share is {share}, models of {list(models)}, models with labels of "
+                f"{list(labelled_models)}: give one of each person if, and only if, there is a share"
+            )
         made = cls(
             subjects=list(models),
             n_outputs=[len(m.scale) for m in models.values()],
             ranks=[m.directions.shape[1] for m in models.values()],
+            labelled_ranks=[m.directions.shape[1] for m in labelled_models.values()],
             n_features=features.shape[1],
             embed_dim=embeddings.shape[1],
             size=silhouettes.shape[-1],
@@ -154,17 +178,31 @@ class EEGPosterior(ModelMixin, ConfigMixin):
             **config,
         )
         features = np.asarray(features, np.float32)  # as they are kept
-        spread = np.cov(features, rowvar=False, ddof=0).reshape(features.shape[1], -1)
+        both_kinds = [("", models, features)]
+        if share:
+            n = len(config["categories"])
+            both_kinds += [
+                (
+                    "labelled_",
+                    labelled_models,
+                    forward_model.with_category(features, category, n, share),
+                )
+            ]
+        for prefix, fitted, x in both_kinds:
+            spread = np.cov(x, rowvar=False, ddof=0).reshape(x.shape[1], -1)
+            for i, model in enumerate(fitted.values()):
+                arrays = {name: getattr(model, name) for name in _ARRAYS}
+                arrays["signal"] = model.coefficients.T @ spread @ model.coefficients
+                for name, values in arrays.items():
+                    getattr(made, f"{prefix}{name}_{i}").copy_(torch.from_numpy(np.array(values)))
         for i, (subject, model) in enumerate(models.items()):
             space, (left, right) = model.space, unwhitening[subject]
-            arrays = {name: getattr(model, name) for name in _ARRAYS}
-            arrays |= {
+            arrays = {
                 "left": space.channel_basis.T @ space.noise.channel_whitener @ left,
                 "right": right @ space.noise.time_whitener @ space.time_basis,
                 "center": space.center,
                 "noise_variance": space.noise_variance,
                 "selected": space.selected,
-                "signal": model.coefficients.T @ spread @ model.coefficients,
             }
             for name, values in arrays.items():
                 getattr(made, f"{name}_{i}").copy_(torch.from_numpy(np.array(values)))
@@ -176,9 +214,9 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         made.both.copy_(torch.from_numpy(np.asarray(both)))
         made.category.copy_(torch.from_numpy(np.asarray(category, np.int64)))
         if made.config.linear_share:
-            for name in _MOVED:
-                values = getattr(made, name).numpy()
-                covariance = forward_model.cross_covariance(features, values)
+            for name in ("gallery", "colours", "silhouettes"):
+                x = both_kinds[-1][2] if name == "silhouettes" else features
+                covariance = forward_model.cross_covariance(x, getattr(made, name).numpy())
                 getattr(made, f"with_{name}").copy_(torch.from_numpy(covariance))
         return made
 
@@ -186,23 +224,40 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         self,
         models: Mapping[str, ForwardModel],
         unwhitening: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        labelled_models: Mapping[str, ForwardModel] | None = None,
+        **changes,
     ) -> EEGPosterior:
         """The same set of pictures and settings with other models: other people, another filter.
 
         Parameters
         ----------
-        models, unwhitening : see `from_models`; fitted on `gallery_features`
+        models, unwhitening, labelled_models : see `from_models`; fitted on `gallery_features` and, with
+            labels, on `labelled_features`
+        changes : settings that are not those of this component
         """
-        derived = {"subjects", "n_outputs", "ranks", "n_features", "embed_dim", "size", "grid"}
+        derived = {"subjects", "n_outputs", "ranks", "labelled_ranks", "n_features", "embed_dim"}
+        derived |= {"size", "grid"}
         config = {k: v for k, v in self.config.items() if k not in derived and k[0] != "_"}
         known = {k: getattr(self, k).cpu().numpy() for k in ("colours", "both", "category")}
         known |= {"embeddings": self.gallery.cpu().numpy()}
         known |= {"silhouettes": self.silhouettes.cpu().numpy() / np.float32(255)}
         features = self.gallery_features.cpu().numpy()
-        return type(self).from_models(models, unwhitening, features, **known, **config)
+        known["labelled_models"] = labelled_models
+        return type(self).from_models(models, unwhitening, features, **known, **(config | changes))
+
+    def labelled_features(self) -> np.ndarray:
+        """Features of the set with its labels (n_gallery, n_features + n_categories)."""
+        config, features = self.config, self.gallery_features.cpu().numpy()
+        return forward_model.with_category(
+            features, self.category.cpu().numpy(), len(config.categories), config.category_share
+        )
 
     def log_likelihood(
-        self, eeg: torch.Tensor | np.ndarray, subject: str, n_averaged: int
+        self,
+        eeg: torch.Tensor | np.ndarray,
+        subject: str,
+        n_averaged: int,
+        labelled: bool = False,
     ) -> torch.Tensor:
         """Log density of averaged epochs under every picture of the set.
 
@@ -211,6 +266,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         eeg : float array of shape (batch, n_channels, n_times), as notebook 01 leaves it
         subject : str
         n_averaged : int, trials in each average
+        labelled : bool, ask the model that uses the labels of the set, if there is one
 
         Returns
         -------
@@ -245,7 +301,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         part = self._model(self.config.subjects.index(subject))
         outputs = self._outputs(eeg, part)
         squared, columns = outputs**2, []
-        for mean, variance in self._expected(subject):
+        for mean, variance in self._expected(subject, labelled and self.config.category_share > 0):
             variance = variance + part["noise_variance"] / n_averaged
             precision = 1 / variance
             weighted = mean * precision
@@ -272,31 +328,37 @@ class EEGPosterior(ModelMixin, ConfigMixin):
             Draws one of the answers that the posterior allows instead of its mean: the pictures of
             the set are weighed anew by exponential variables (Bayesian bootstrap, Rubin 1981).
         """
-        likelihood = self.log_likelihood(eeg, subject, n_averaged).cpu().numpy()
         config, category = self.config, self.category.cpu().numpy()
+        looks = self.log_likelihood(eeg, subject, n_averaged).cpu().numpy()
+        by_look = forward_model.posterior_weights(looks, config.look_temperature)
+        by_look, likelihood = self._spread_out(by_look), looks
+        if config.category_share:
+            likelihood = self.log_likelihood(eeg, subject, n_averaged, True).cpu().numpy()
         weights = self.weights(likelihood)
-        by_colour = forward_model.posterior_weights(likelihood, config.colour_temperature)
-        by_colour = self._spread_out(by_colour)
         if rng is not None:
             anew = rng.standard_exponential(weights.shape)
-            weights, by_colour = (
-                w * anew / (w * anew).sum(1, keepdims=True) for w in (weights, by_colour)
+            weights, by_look = (
+                w * anew / (w * anew).sum(1, keepdims=True) for w in (weights, by_look)
             )
         means = {
             name: forward_model.posterior_mean(w, getattr(self, name).cpu().numpy(), n_likeliest)
-            for name, w in (("gallery", weights), ("silhouettes", weights), ("colours", by_colour))
+            for name, w in (("gallery", by_look), ("silhouettes", weights), ("colours", by_look))
         }
         if config.linear_share:
-            for w, names in ((weights, ("gallery", "silhouettes")), (by_colour, ("colours",))):
-                evidence = self._unexplained(eeg, subject, n_averaged, w, n_likeliest)
-                for name in names:
-                    moved = torch.tensordot(evidence, getattr(self, f"with_{name}").double(), 1)
-                    means[name] = means[name] + moved.float().cpu().numpy()
+            measured = eeg, subject, n_averaged, n_likeliest
+            by_kind = self._unexplained(weights, config.category_share > 0, *measured)
+            evidence = {"silhouettes": by_kind}
+            evidence |= dict.fromkeys(
+                ("gallery", "colours"), self._unexplained(by_look, False, *measured)
+            )
+            for name, of_epochs in evidence.items():
+                moved = torch.tensordot(of_epochs, getattr(self, f"with_{name}").double(), 1)
+                means[name] = means[name] + moved.float().cpu().numpy()
         codes = np.eye(len(config.categories) + 1, dtype=np.float32)[category + 1][:, 1:]
         silhouettes = torch.from_numpy(means["silhouettes"] / 255)
         maps = sharpened_maps(silhouettes, config.threshold, config.steepness)
         colours = blended_colours(
-            by_colour, means["colours"], self.both.cpu().numpy(), maps, config.colour_mode,
+            by_look, means["colours"], self.both.cpu().numpy(), maps, config.colour_mode,
             config.colour_bandwidth,
         )  # fmt: skip
         exact = torch.zeros(len(maps))
@@ -319,45 +381,56 @@ class EEGPosterior(ModelMixin, ConfigMixin):
 
     def _unexplained(
         self,
+        weights: np.ndarray,
+        labelled: bool,
         eeg: torch.Tensor | np.ndarray,
         subject: str,
         n_averaged: int,
-        weights: np.ndarray,
-        likeliest: int,
+        n_likeliest: int,
     ) -> torch.Tensor:
         """`ForwardModel.unexplained` of the weighted mean of the set, (batch, n_features)."""
-        part, share = self._model(self.config.subjects.index(subject)), self.config.linear_share
+        index, share = self.config.subjects.index(subject), self.config.linear_share
+        part = self._model(index, labelled)
         eeg = torch.as_tensor(eeg, device=self.gallery.device).double()
-        guess = forward_model.posterior_mean(
-            weights, self.gallery_features.cpu().numpy(), likeliest
-        )
+        features = self._features(labelled).cpu().numpy()
+        guess = forward_model.posterior_mean(weights, features, n_likeliest)
         rest = self._outputs(eeg, part) - torch.from_numpy(guess).to(eeg) @ part["coefficients"]
         variance = part["typical_variance"] + part["noise_variance"] / n_averaged
         total = share * part["signal"] + variance.diag()
         return share * torch.linalg.solve(total, rest.T).T @ part["coefficients"].T
 
-    def _expected(self, subject: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _features(self, labelled: bool) -> torch.Tensor:
+        if not labelled:
+            return self.gallery_features
+        if self._kept_features is None:
+            features = torch.from_numpy(self.labelled_features())
+            self._kept_features = features.to(self.gallery_features)
+        return self._kept_features
+
+    def _expected(self, subject: str, labelled: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """What each picture of the set would evoke, and how surely, in blocks of pictures.
 
-        It does not depend on the EEG and takes ten times as long as what does, so the answer for the
-        last person is kept: a stream is decoded epoch by epoch.
+        It does not depend on the EEG and takes ten times as long as what does, so the answers for the
+        last person are kept: a stream is decoded epoch by epoch.
         """
         if self._kept[0] != subject:
-            part, blocks = self._model(self.config.subjects.index(subject)), []
-            for x in self.gallery_features.double().split(512):
+            self._kept = subject, {}
+        if labelled not in self._kept[1]:
+            part, blocks = self._model(self.config.subjects.index(subject), labelled), []
+            for x in self._features(labelled).double().split(512):
                 settled = (x @ part["directions"]) ** 2 @ part["shrinkage"]
                 length = (x**2).sum(1, keepdim=True)
                 variance = part["scale"] * (length - settled).clamp(min=0) + part["lack_of_fit"]
                 blocks.append((x @ part["coefficients"], variance))
-            self._kept = subject, blocks
-        return self._kept[1]
+            self._kept[1][labelled] = blocks
+        return self._kept[1][labelled]
 
     def _apply(self, *args, **kwargs):
-        self._kept = None, []  # another device or precision
+        self._kept, self._kept_features = (None, {}), None  # another device or precision
         return super()._apply(*args, **kwargs)
 
     def load_state_dict(self, *args, **kwargs):
-        self._kept = None, []
+        self._kept, self._kept_features = (None, {}), None
         return super().load_state_dict(*args, **kwargs)
 
     def weights(self, log_likelihood: np.ndarray) -> np.ndarray:
@@ -373,73 +446,16 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         largest = max(self.config.largest_weight, 1 / weights.shape[1])
         return forward_model.spread_out(weights, largest)
 
-    def _model(self, index: int) -> dict[str, torch.Tensor]:
-        names = (*_ARRAYS, "left", "right", "center", "noise_variance", "signal")
-        found = {name: getattr(self, f"{name}_{index}").double() for name in names}
+    def _model(self, index: int, labelled: bool = False) -> dict[str, torch.Tensor]:
+        space = ("left", "right", "center", "noise_variance")
+        found = {name: getattr(self, f"{name}_{index}").double() for name in space}
+        prefix = "labelled_" if labelled else ""
+        for name in (*_ARRAYS, "signal"):
+            found[name] = getattr(self, f"{prefix}{name}_{index}").double()
         return found | {"selected": getattr(self, f"selected_{index}")}
 
 
-def blended_colours(
-    weights: np.ndarray,
-    mean: np.ndarray,
-    both: np.ndarray,
-    maps: torch.Tensor,
-    mode: float = 0.5,
-    bandwidth: float = 0.12,
-) -> torch.Tensor:
-    """Colour layouts between the posterior mean and colours that pictures do have.
-
-    The mean of orange and blue is grey: nearest to both on average, and a colour of nothing that was
-    shown. The densest colours of figure and ground, each for itself, lie on the silhouette.
-
-    Parameters
-    ----------
-    weights : array of shape (n, n_set), posterior over a set of pictures
-    mean : array of shape (n, 3, grid, grid), posterior means of the layouts (`colour_layout`); a
-        mean that was moved beyond what colours can be is brought back
-    both : array of shape (n_set, 6), `figure_and_ground`
-    maps : tensor of shape (n, 2, size, size) in [0, 1], where figure and ground are said to be
-    mode : float in [0, 1], 0 for the mean alone, 1 for the densest colours alone
-    bandwidth : float above 0, distance within which colours are alike
-
-    Returns
-    -------
-    tensor of shape (n, 3, grid, grid)
-    """
-    if not 0 <= mode <= 1:
-        raise ValueError(f"mode is {mode}: a share from 0 (mean) to 1 (densest colours) is needed")
-    layout = torch.as_tensor(mean).clamp(0, 1)
-    if not mode:
-        return layout
-    parts = [forward_model.posterior_mode(weights, both[:, i : i + 3], bandwidth) for i in (0, 3)]
-    densest = torch.from_numpy(np.concatenate(parts, axis=1))
-    on_silhouette = two_colour_layout(densest, maps[:, 0].to(densest), layout.shape[-1])
-    return mode * on_silhouette + (1 - mode) * layout
-
-
-def sharpened_maps(
-    silhouettes: torch.Tensor, threshold: float = 0.38, steepness: float = 12.0
-) -> torch.Tensor:
-    """Structure maps of averaged silhouettes, for a generator that knows true maps only.
-
-    The average of silhouettes is grey where they differ: it is pushed towards black and white. The
-    average of edges is nearly empty, because thin lines seldom meet; what can be said of edges
-    is the outline of the sharpened silhouette, one pixel wide on its inner side as in true maps.
-
-    Parameters
-    ----------
-    silhouettes : tensor of shape (n, size, size), about in [0, 1]
-    threshold : float in (0, 1), value that becomes one half
-    steepness : float above 0
-
-    Returns
-    -------
-    tensor of shape (n, 2, size, size) in [0, 1]
-    """
-    if not 0 < threshold < 1 or not steepness > 0:
-        raise ValueError(f"threshold {threshold}, steepness {steepness}: in (0, 1), and above 0")
-    figure = (steepness * (silhouettes[:, None] - threshold)).sigmoid()
-    outside = 1 - F.pad(figure, (1, 1, 1, 1))  # beyond the frame nothing is figure
-    beside = F.max_pool2d(outside[..., 1:-1], (3, 1), stride=1)
-    beside = torch.maximum(beside, F.max_pool2d(outside[..., 1:-1, :], (1, 3), stride=1))
-    return torch.cat([figure, torch.minimum(figure, beside)], dim=1)
+def _model_shapes(n_outputs: int, rank: int, n_features: int) -> dict[str, tuple[int, ...]]:
+    shapes = dict.fromkeys(("scale", "lack_of_fit", "typical_variance"), (n_outputs,))
+    shapes |= {"coefficients": (n_features, n_outputs), "directions": (n_features, rank)}
+    return shapes | {"shrinkage": (rank, n_outputs), "signal": (n_outputs, n_outputs)}

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch.nn.functional import interpolate
 PROTOCOL_SIZE = 256  # pixels; every picture is first brought to this size
 CORRELATION_SIZE = 425  # pixels; PixCorr and SSIM are computed at this size
 GRAY_WEIGHTS = (0.2125, 0.7154, 0.0721)  # luma of skimage.color.rgb2gray (Rec. 709)
+_CHUNK = 4  # pictures scored at a time, see `_score_in_chunks`
 RANGE_SLACK = 1e-5  # float32 resizing turns 1 into 1.0000001; that much is clipped
 
 Pictures = Tensor | np.ndarray
@@ -111,15 +114,13 @@ def ssim(real: Pictures, recon: Pictures) -> np.ndarray:
             luma = (x.double() * weights).sum(1, keepdim=True)
             large = resized(resized(luma, PROTOCOL_SIZE), CORRELATION_SIZE)
             gray.append(large[:, 0].cpu().numpy())
-        similarity = [
-            structural_similarity(
-                x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0
-            )
-            for x, y in zip(*gray, strict=True)
-        ]
-        return torch.tensor(similarity, dtype=torch.float64)
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+        each = partial(structural_similarity, data_range=1.0, **options)
+        # filters and arithmetic of a picture leave the interpreter to the next one
+        return torch.tensor(list(pool.map(each, *gray)), dtype=torch.float64)
 
-    return _score_in_chunks(compare, real, recon)
+    with ThreadPoolExecutor(_CHUNK) as pool:
+        return _score_in_chunks(compare, real, recon)
 
 
 def mse(real: Pictures, recon: Pictures) -> np.ndarray:
@@ -148,8 +149,8 @@ def _score_in_chunks(
     # were measured to be two to three times slower. The scores go into one array, because small
     # tensors kept between the large ones would fragment the heap by hundreds of megabytes.
     scores = np.empty(len(real))
-    for start in range(0, len(real), 4):
-        part = slice(start, start + 4)
+    for start in range(0, len(real), _CHUNK):
+        part = slice(start, start + _CHUNK)
         scores[part] = score(real[part], recon[part]).cpu().numpy()
     return scores
 

@@ -37,6 +37,19 @@ def test_24_forward_model(executed):
         assert top1.loc[("forward_repaired", "shuffled_eeg", subject), "p_value"] > 0.001
         assert top1.loc[("forward_repaired", "eeg", subject), "p_value"] < 0.05
     assert read == {"data", "encoder", "preprocessing"}
+    named = rows[rows["metric"] == "category_named"].groupby("model")["value"].mean()
+    assert set(named.index) == {f"forward_labels_{name}" for name in ("none", "own", "exchanged")}
+    assert named["forward_labels_own"] > named["forward_labels_exchanged"]
+
+
+@pytest.mark.slow
+def test_26_parts(executed):
+    rows, read, subjects = executed("26_parts", "parts")
+    assert read == {"data", "encoder", "forward", "pipeline", "preprocessing"}
+    value = rows.groupby(["condition", "metric"])["value"].mean()
+    assert value["full", "pixcorr"] > value["another EEG", "pixcorr"]
+    assert set(rows["condition"]) >= {"networks", "noise over electrodes", "no labels"}
+    assert len(rows) == len(subjects) * rows["condition"].nunique() * rows["metric"].nunique()
 
 
 def test_16b_variance_partitioning(executed):

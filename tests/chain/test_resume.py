@@ -1,4 +1,4 @@
-"""Trainings that are killed inside the notebooks 02, 03 and 04 go on there and end with the same bytes."""
+"""Trainings that are killed inside the notebooks 02 to 05 go on there and end with the same bytes."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ if any("ipykernel" in word for word in sys.orig_argv):
         ("02_encoder_pretraining", ["pretraining"]),
         ("03_contrastive_alignment", ["alignment", "clip"]),
         ("04_structure_decoding", ["structure", "vae"]),
+        ("05_diffusion_training", ["diffusion", "vae"]),
     ],
 )
 def test_a_training_that_was_killed_ends_with_the_same_bytes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -244,6 +246,56 @@ def test_families_have_their_share_of_the_variance(features, pictures):
     assert sum(picture_features.components_for(100).values()) < 100
 
 
+def test_features_are_the_same_whether_computed_once_or_twice(features, pictures):
+    again = picture_features.PictureFeatures(features.components)
+    at_once = again.fit_transform(pictures, np.arange(N))
+    np.testing.assert_allclose(at_once, features.transform(pictures), atol=1e-5)
+    np.testing.assert_allclose(at_once, again.transform(pictures), atol=1e-5)
+
+
+def test_labels_have_their_share_and_a_place_beside_the_features(study):
+    x, category = study["x"][:N], np.arange(N) % 4 - 1  # one in four has no label
+    labelled = picture_posterior.with_category(x, category, 3, 0.2)
+    assert labelled.shape == (N, x.shape[1] + 3)
+    np.testing.assert_allclose(labelled[:, :-3], x * 0.8**0.5)
+    assert not labelled[category < 0, -3:].any(), "without a label: what is common to all"
+    np.testing.assert_allclose(labelled[:, -3:].mean(0), 0, atol=1e-12)
+    assert (labelled[category >= 0, -3:] ** 2).sum(1).mean() == pytest.approx(0.2)
+    unlabelled = picture_posterior.with_category(x, np.full(N, -1), 3, 0.2)
+    assert not unlabelled[:, -3:].any()
+    for n in (100, 3000):
+        components = picture_features.components_for(n, n_beside=40)
+        assert sum(components.values()) + 40 <= n or n - 40 < 3
+    for wrong, share, message in (
+        (category, 1.0, "share is 1.0"),
+        (category[1:], 0.2, "features of"),
+        (category + 9, 0.2, "go from -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            picture_posterior.with_category(x, wrong, 3, share)
+
+
+def test_what_only_the_label_evokes_is_read_with_labels_alone(study):
+    """Answers to a category that no feature of the pixels stands for."""
+    rng = np.random.default_rng(3)
+    x, category = study["x"][:N], rng.integers(0, 3, N)
+    answer = study["answer"][:N] + 3 * rng.normal(size=(3, C, T))[category]
+    picture = np.repeat(np.arange(N), REPS)
+    eeg = answer[picture] + _noise(rng, len(picture))
+    responses = signal_space.measure_responses(eeg, picture, study["noise"], n_outputs=40)
+    labelled, one_hot = picture_posterior.with_category(x, category, 3, 0.3), np.eye(3)[category]
+
+    def named(features, shown):
+        """Share of new answers to the same pictures whose category has most weight."""
+        model = forward.ForwardModel.fit(features[:shown], _first(responses, shown), 0.1)
+        new = answer[shown:] + _noise(rng, N - shown) / 2
+        logs = model.log_likelihood(model.space.project(new), features[:shown], 4)
+        weights = picture_posterior.posterior_weights(logs, 0.3)
+        return ((weights @ one_hot[:shown]).argmax(1) == category[shown:]).mean()
+
+    assert named(labelled, N - 30) > named(x, N - 30) + 0.1
+
+
 def test_posterior_over_pictures():
     logs = np.array([[0.0, 2.0, -50.0], [5.0, 0.0, 0.0]])
     w = picture_posterior.posterior_weights(logs, 0.5)
@@ -315,6 +367,13 @@ def test_ideal_decoder_finds_pictures_and_undoes_nothing_but_the_filter(study):
     out = ideal.filtered_templates(wave, 100.0, times, lambda x: x, baseline=False, pad_s=1.0)
     np.testing.assert_allclose(out[..., 5:], wave[..., :15], atol=1e-9)
     np.testing.assert_allclose(out[..., :5], 0, atol=1e-9)
+
+
+def _first(responses, n):
+    """The same responses of the first pictures alone."""
+    keep = responses.pictures < n
+    parts = {k: getattr(responses, k)[keep] for k in ("pictures", "outputs", "n_repetitions")}
+    return dataclasses.replace(responses, **parts)
 
 
 def _nan(x):

@@ -21,8 +21,9 @@ from sgdm_utils.generation.autoencoder import PictureVAE
 from sgdm_utils.generation.conditioning import ConditionEmbedder
 from sgdm_utils.generation.decoder import EEGDecoder
 from sgdm_utils.generation.guide import LatentClassifier
+from sgdm_utils.generation.model_card import write_model_card
 from sgdm_utils.generation.networks import resolutions
-from sgdm_utils.generation.pipeline import SGDMPipeline, write_model_card
+from sgdm_utils.generation.pipeline import SGDMPipeline
 from sgdm_utils.workflow import paths
 
 SIZE, EMBED, CHANNELS, N_TIMES, SFREQ = 32, 6, 4, 40, 100.0

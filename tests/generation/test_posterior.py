@@ -10,7 +10,7 @@ from sgdm_utils.decoding import forward
 from sgdm_utils.generation import EEGPosterior, sharpened_maps
 from sgdm_utils.signals import NoiseModel
 
-C, T, N, REPS, KINDS, SHARE = 5, 16, 90, 4, 3, 0.3
+C, T, N, REPS, KINDS, SHARE, LABELS = 5, 16, 90, 4, 3, 0.3, 0.2
 
 
 @pytest.fixture(scope="module")
@@ -33,47 +33,89 @@ def study():
         "both": rng.random((N, 6)),
         "category": rng.integers(-1, KINDS, N),
     }
+    with_labels = forward.with_category(x, known["category"], KINDS, LABELS)
+    labelled = forward.ForwardModel.fit(with_labels, responses, 0.1)
     component = EEGPosterior.from_models(
         {"sub-01": model}, {"sub-01": (left, np.eye(T))}, x, **known,
+        labelled_models={"sub-01": labelled}, category_share=LABELS,
         channels=[f"E{i}" for i in range(C)], n_times=T, sfreq=100.0,
         gallery_ids=[f"pic-{i}" for i in range(N)], categories=["a", "b", "c"], temperature=0.5,
-        largest_weight=0.3, colour_temperature=0.5, colour_mode=0.4, colour_bandwidth=0.3,
+        largest_weight=0.3, look_temperature=0.4, colour_mode=0.4, colour_bandwidth=0.3,
         linear_share=SHARE,
     )  # fmt: skip
-    return component, model, x, known, microvolts.reshape(N, REPS, C, T).mean(1), left, whitened
+    models = {False: (model, x), True: (labelled, with_labels)}
+    return component, models, known, microvolts.reshape(N, REPS, C, T).mean(1), left, whitened
 
 
-def test_the_component_says_what_the_model_says(study):
-    component, model, x, known, averages, _, whitened = study
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_component_gives_the_likelihood_of_its_models(study, labelled):
+    component, models, _, averages, _, whitened = study
+    model, x = models[labelled]
     expected = model.log_likelihood(model.space.project(averages[:6]), x, REPS)
-    found = component.log_likelihood(whitened[:6], "sub-01", REPS).numpy()
+    found = component.log_likelihood(whitened[:6], "sub-01", REPS, labelled).numpy()
     difference = found - expected
     assert np.allclose(difference, difference[:, :1], atol=1e-3), "equal but for a constant"
-    weights = forward.posterior_weights(expected, 0.5)
-    weights = forward.favour_categories(weights, known["category"], 1.0)
-    weights = forward.spread_out(weights, 0.3)
-    outputs = model.space.project(averages[:6])
 
-    def mean(weights, name):
+
+def test_the_component_says_what_the_models_say(study):
+    """Silhouette and category by the model with labels, embedding and colours by the other."""
+    component, models, known, averages, _, whitened = study
+    outputs = models[False][0].space.project(averages[:6])
+    look, kind = (m.log_likelihood(outputs, x, REPS) for m, x in (models[False], models[True]))
+    by_look = forward.spread_out(forward.posterior_weights(look, 0.4), 0.3)
+    by_kind = forward.posterior_weights(kind, 0.5)
+    by_kind = forward.spread_out(forward.favour_categories(by_kind, known["category"], 1.0), 0.3)
+
+    def mean(labelled, name):
         """Weighted mean, moved by the evidence in what it leaves of the EEG."""
+        model, x = models[labelled]
+        weights = by_kind if labelled else by_look
         evidence = model.unexplained(outputs, weights @ x, REPS, SHARE)
         covariance = forward.cross_covariance(x, known[name])
         return np.tensordot(weights, known[name], 1) + np.tensordot(evidence, covariance, 1)
 
     decoded = component(whitened[:6], "sub-01", REPS)
-    assert np.allclose(decoded.embedding, mean(weights, "embeddings"), atol=1e-3)
-    assert not np.allclose(decoded.embedding, weights @ known["embeddings"], atol=0.05)
+    assert np.allclose(decoded.embedding, mean(False, "embeddings"), atol=1e-3)
+    assert not np.allclose(decoded.embedding, by_look @ known["embeddings"], atol=0.05)
     one_hot = np.eye(KINDS + 1)[known["category"] + 1][:, 1:]
-    assert np.allclose(decoded.category, weights @ one_hot, atol=1e-3)
-    silhouettes = torch.from_numpy(mean(weights, "silhouettes")).float()
+    assert np.allclose(decoded.category, by_kind @ one_hot, atol=1e-3)
+    silhouettes = torch.from_numpy(mean(True, "silhouettes")).float()
     assert np.allclose(decoded.maps, sharpened_maps(silhouettes), atol=0.05)  # stored with 8 bits
     assert (decoded.maps >= 0).all() and (decoded.maps <= 1).all()
-    by_colour = forward.spread_out(forward.posterior_weights(expected, 0.5), 0.3)
-    densest = [forward.posterior_mode(by_colour, known["both"][:, i : i + 3], 0.3) for i in (0, 3)]
+    densest = [forward.posterior_mode(by_look, known["both"][:, i : i + 3], 0.3) for i in (0, 3)]
     share = torch.nn.functional.adaptive_avg_pool2d(decoded.maps[:, :1], 2).numpy()
     on_map = share * densest[0][:, :, None, None] + (1 - share) * densest[1][:, :, None, None]
-    layout = 0.4 * on_map + 0.6 * mean(by_colour, "colours").clip(0, 1)
+    layout = 0.4 * on_map + 0.6 * mean(False, "colours").clip(0, 1)
     assert np.allclose(decoded.colours, layout, atol=1e-3)
+
+
+def test_without_labels_one_model_says_everything(study):
+    component, models, known, _, left, whitened = study
+    config = {k: component.config[k] for k in ("channels", "n_times", "sfreq", "gallery_ids")}
+    plain = EEGPosterior.from_models(
+        {"sub-01": models[False][0]}, {"sub-01": (left, np.eye(T))}, models[False][1], **known,
+        categories=["a", "b", "c"], **config,
+    )  # fmt: skip
+    again = component.refitted(
+        {"sub-01": models[False][0]}, {"sub-01": (left, np.eye(T))}, category_share=0.0
+    )
+    assert again.config.category_share == 0 and again.config.linear_share == SHARE
+    looks = (c.log_likelihood(whitened[:2], "sub-01", REPS) for c in (plain, component))
+    assert torch.equal(*looks)
+    asked = plain.log_likelihood(whitened[:2], "sub-01", REPS, labelled=True)
+    assert torch.equal(asked, plain.log_likelihood(whitened[:2], "sub-01", REPS))
+    assert plain(whitened[:2], "sub-01", REPS).maps.shape == (2, 2, 16, 16)
+
+
+def test_a_model_with_labels_comes_with_a_share_and_the_other_way_round(study):
+    component, models, known, _, left, _ = study
+    config = {k: component.config[k] for k in ("channels", "n_times", "sfreq", "gallery_ids")}
+    for more in ({"category_share": 0.2}, {"labelled_models": {"sub-01": models[True][0]}}):
+        with pytest.raises(ValueError, match="if, and only if, there is a share"):
+            EEGPosterior.from_models(
+                {"sub-01": models[False][0]}, {"sub-01": (left, np.eye(T))}, models[False][1],
+                **known, categories=["a", "b", "c"], **config, **more,
+            )  # fmt: skip
 
 
 def test_the_densest_colour_is_one_that_pictures_have():
@@ -112,7 +154,10 @@ def test_saved_and_loaded_it_says_the_same(study, tmp_path):
     component, *_, whitened = study
     component.save_pretrained(tmp_path)
     again = EEGPosterior.from_pretrained(tmp_path)
-    refitted = again.refitted({"sub-01": study[1]}, {"sub-01": (study[5], np.eye(T))})
+    models, left = study[1], study[4]
+    assert np.allclose(again.labelled_features(), models[True][1], atol=1e-6)
+    both = ({"sub-01": models[labelled][0]} for labelled in (False, True))
+    refitted = again.refitted(next(both), {"sub-01": (left, np.eye(T))}, next(both))
     before, *after = (c(whitened[:3], "sub-01", REPS).maps for c in (component, again, refitted))
     assert all(torch.equal(before, maps) for maps in after)
 
@@ -148,7 +193,8 @@ def test_what_cannot_be_read_is_refused(study, change, message):
 
 
 def test_parts_of_different_sets_are_refused(study):
-    _, model, x, known, *_ = study
+    _, models, known, *_ = study
+    model, x = models[False]
     config = {"channels": ["E"] * C, "n_times": T, "sfreq": 100.0, "categories": ["a", "b", "c"]}
     with pytest.raises(ValueError, match="and 89 ids"):
         EEGPosterior.from_models(

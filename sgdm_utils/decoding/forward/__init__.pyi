@@ -9,5 +9,6 @@ from .posterior import (
     posterior_mode,
     posterior_weights,
     spread_out,
+    with_category,
 )
 from .signal_space import Responses, SignalSpace, measure_responses

@@ -89,19 +89,35 @@ class PictureFeatures:
         ValueError
             Pictures of another form, or fewer of them than components.
         """
+        self.fit_transform(pictures, np.arange(len(pictures)))
+        return self
+
+    def fit_transform(self, pictures: np.ndarray, fit_rows: np.ndarray) -> np.ndarray:
+        """`fit` on some pictures and `transform` of all, computed from the pixels once.
+
+        Parameters
+        ----------
+        pictures : uint8 array of shape (n, size, size, 3)
+        fit_rows : int array, training pictures
+
+        Returns
+        -------
+        float64 array of shape (n, n_features)
+        """
         self.size = _as_tensor(pictures[:1]).shape[-1]
         if self.size % 16:
             raise ValueError(
                 f"pictures have {self.size} pixels per side: a multiple of 16 is needed"
             )
-        if len(pictures) <= max(self.components.values()):
+        if len(fit_rows) <= max(self.components.values()):
             raise ValueError(
-                f"{len(pictures)} training pictures, but {max(self.components.values())} components "
+                f"{len(fit_rows)} training pictures, but {max(self.components.values())} components "
                 "of one family are asked for: give more pictures (those that nobody was shown "
                 "count as well) or ask for fewer components"
             )
         raw = self._raw_in_batches(pictures)
-        for family, values in raw.items():
+        for family, of_all in raw.items():
+            values = of_all[torch.as_tensor(fit_rows)]
             mean = values.mean(0)
             covariance = (values - mean).T @ (values - mean) / len(values)
             power, vectors = torch.linalg.eigh(covariance)
@@ -112,7 +128,7 @@ class PictureFeatures:
             basis = basis * basis[largest, torch.arange(keep)].sign()
             scale = power.flip(0)[:keep].sum().sqrt()
             self._fitted[family] = {"mean": mean, "basis": basis / scale}
-        return self
+        return self._reduced(raw).numpy()
 
     @property
     def slices(self) -> dict[str, slice]:
@@ -151,12 +167,7 @@ class PictureFeatures:
                 f"pictures have shape {tuple(pictures.shape)}, the features were fitted on (n, 3, "
                 f"{self.size}, {self.size})"
             )
-        parts = []
-        for family, values in self._raw(pictures).items():
-            fitted = {k: v.to(pictures) for k, v in self._fitted[family].items()}
-            share = self.weights[family] ** 0.5
-            parts.append((values - fitted["mean"]) @ fitted["basis"] * share)
-        return torch.cat(parts, dim=1)
+        return self._reduced(self._raw(pictures))
 
     @torch.no_grad()
     def transform(self, pictures: np.ndarray) -> np.ndarray:
@@ -204,6 +215,15 @@ class PictureFeatures:
             raise ValueError(f"weights {weights}: none negative, and not all zero")
         total = sum(weights.values())
         return {family: weights[family] / total for family in self.components}
+
+    def _reduced(self, raw: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Principal components with the weights of their families, (n, n_features)."""
+        parts = []
+        for family, values in raw.items():
+            fitted = {k: v.to(values) for k, v in self._fitted[family].items()}
+            share = self.weights[family] ** 0.5
+            parts.append((values - fitted["mean"]) @ fitted["basis"] * share)
+        return torch.cat(parts, dim=1)
 
     def _raw(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         """Features before the principal components, each (n, dimension)."""
@@ -254,16 +274,20 @@ class PictureFeatures:
         return torch.cat([figure, edges], dim=1)
 
 
-def components_for(n_pictures: int, families: Iterable[str] = _CELLS) -> dict[str, int]:
+def components_for(
+    n_pictures: int, families: Iterable[str] = _CELLS, n_beside: int = 0
+) -> dict[str, int]:
     """`COMPONENTS` of some families, all reduced alike until they are fewer than the pictures.
 
     Parameters
     ----------
     n_pictures : int, pictures that the forward model will be fitted on
     families : iterable of str
+    n_beside : int, features of another kind that need a place, too (`with_category`)
     """
     wanted = {family: COMPONENTS[family] for family in families}
-    share = min(1.0, 0.9 * n_pictures / sum(wanted.values()))
+    room = min(0.9 * n_pictures, n_pictures - n_beside)
+    share = min(1.0, max(room, 0) / sum(wanted.values()))
     return {family: max(1, int(share * k)) for family, k in wanted.items()}
 
 

@@ -120,6 +120,43 @@ def posterior_mode(
     return result
 
 
+def with_category(
+    features: np.ndarray, category: np.ndarray, n_categories: int, share: float
+) -> np.ndarray:
+    """Picture features beside what kind of thing each picture shows, for pictures that have labels.
+
+    A category evokes EEG that no feature of the pixels stands for. Of training pictures it is known,
+    so a model of *their* answers may use it. A picture that was never labelled has no such row.
+
+    Parameters
+    ----------
+    features : array of shape (n, n_features), mean squared length 1 (`PictureFeatures`)
+    category : int array of shape (n,), 0 to n_categories - 1, or -1 for a picture without label, which
+        gets what is common to all labelled ones
+    n_categories : int
+    share : float in [0, 1), of the mean squared length that the category gets
+
+    Returns
+    -------
+    array of shape (n, n_features + n_categories), mean squared length of labelled rows as before
+    """
+    category = np.asarray(category)
+    if not 0 <= share < 1:
+        raise ValueError(f"share is {share}: of the variance of features, from 0 to below 1")
+    if category.shape != (len(features),):
+        raise ValueError(f"features of {len(features)} pictures, categories of {category.shape}")
+    if category.min(initial=-1) < -1 or category.max(initial=-1) >= n_categories:
+        raise ValueError(
+            f"categories go from -1 (none) to {n_categories - 1}, not {category.max()}"
+        )
+    labels = np.eye(n_categories + 1)[category + 1][:, 1:]
+    named = category >= 0
+    labels[named] -= labels[named].mean(0) if named.any() else 0
+    length = (labels[named] ** 2).sum(1).mean() ** 0.5 if named.any() else 0
+    labels *= share**0.5 / max(length, 1e-12)
+    return np.concatenate([(1 - share) ** 0.5 * np.asarray(features), labels], axis=1)
+
+
 def effective_size(weights: np.ndarray) -> np.ndarray:
     """Number of pictures among which each posterior is spread, 1 / sum of squares, (n,)."""
     return 1 / (np.asarray(weights) ** 2).sum(1)
