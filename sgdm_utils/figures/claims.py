@@ -56,6 +56,15 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "what kind of thing was seen is in the EEG (category named)", "24_forward_model", "forward",
+        tuple(
+            (text, f"forward_labels_{name}", "eeg", "category_named")
+            for text, name in (
+                ("labels of training pictures known", "own"), ("no labels", "none"), ("exchanged labels", "exchanged"),
+            )
+        ),
+    ),
+    Claim(
         "it works for people nobody trained on (eight people, top-1 of 100)", "14_cross_subject", "cross_subject",
         (
             ("no calibration", "forward", "0 min", "top1"),
