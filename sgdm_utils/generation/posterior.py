@@ -46,7 +46,8 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         Powers of the likelihood (`forward.posterior_weights`) for silhouette and category, and for
         embedding and colours.
     category_power : float, how much likely categories are favoured (`forward.favour_categories`)
-    largest_weight : float, of one picture of the set (`forward.spread_out`)
+    largest_weight, largest_look_weight : float, of one picture of the set (`forward.spread_out`), for
+        silhouette and category, and for embedding and colours
     colour_mode, colour_bandwidth : float
         How far colours are moved from the posterior mean (0) to the colours of figure and ground that
         are densest (1); distance within which colours are alike.
@@ -80,6 +81,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         look_temperature: float = 0.3,
         category_power: float = 1.0,
         largest_weight: float = 1.0,
+        largest_look_weight: float = 1.0,
         colour_mode: float = 0.5,
         colour_bandwidth: float = 0.12,
         linear_share: float = 0.0,
@@ -331,7 +333,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         config, category = self.config, self.category.cpu().numpy()
         looks = self.log_likelihood(eeg, subject, n_averaged).cpu().numpy()
         by_look = forward_model.posterior_weights(looks, config.look_temperature)
-        by_look, likelihood = self._spread_out(by_look), looks
+        by_look, likelihood = self._spread_out(by_look, config.largest_look_weight), looks
         if config.category_share:
             likelihood = self.log_likelihood(eeg, subject, n_averaged, True).cpu().numpy()
         weights = self.weights(likelihood)
@@ -440,11 +442,11 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         weights = forward_model.favour_categories(
             weights, self.category.cpu().numpy(), config.category_power
         )
-        return self._spread_out(weights)
+        return self._spread_out(weights, config.largest_weight)
 
-    def _spread_out(self, weights: np.ndarray) -> np.ndarray:
-        largest = max(self.config.largest_weight, 1 / weights.shape[1])
-        return forward_model.spread_out(weights, largest)
+    @staticmethod
+    def _spread_out(weights: np.ndarray, largest: float) -> np.ndarray:
+        return forward_model.spread_out(weights, max(largest, 1 / weights.shape[1]))
 
     def _model(self, index: int, labelled: bool = False) -> dict[str, torch.Tensor]:
         space = ("left", "right", "center", "noise_variance")

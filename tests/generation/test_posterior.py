@@ -40,7 +40,7 @@ def study():
         labelled_models={"sub-01": labelled}, category_share=LABELS,
         channels=[f"E{i}" for i in range(C)], n_times=T, sfreq=100.0,
         gallery_ids=[f"pic-{i}" for i in range(N)], categories=["a", "b", "c"], temperature=0.5,
-        largest_weight=0.3, look_temperature=0.4, colour_mode=0.4, colour_bandwidth=0.3,
+        largest_weight=0.3, largest_look_weight=0.2, look_temperature=0.4, colour_mode=0.4, colour_bandwidth=0.3,
         linear_share=SHARE,
     )  # fmt: skip
     models = {False: (model, x), True: (labelled, with_labels)}
@@ -62,7 +62,7 @@ def test_the_component_says_what_the_models_say(study):
     component, models, known, averages, _, whitened = study
     outputs = models[False][0].space.project(averages[:6])
     look, kind = (m.log_likelihood(outputs, x, REPS) for m, x in (models[False], models[True]))
-    by_look = forward.spread_out(forward.posterior_weights(look, 0.4), 0.3)
+    by_look = forward.spread_out(forward.posterior_weights(look, 0.4), 0.2)
     by_kind = forward.posterior_weights(kind, 0.5)
     by_kind = forward.spread_out(forward.favour_categories(by_kind, known["category"], 1.0), 0.3)
 
