@@ -318,7 +318,6 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         subject: str,
         n_averaged: int,
         n_likeliest: int = 500,
-        rng: np.random.Generator | None = None,
     ) -> Decoded:
         """Decode averaged epochs of one person; `eeg`, `subject`, `n_averaged`: see `log_likelihood`.
 
@@ -326,22 +325,61 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         ----------
         n_likeliest : int
             Pictures of the set that are averaged for each epoch; the others have no weight.
-        rng : generator, optional
-            Draws one of the answers that the posterior allows instead of its mean: the pictures of
-            the set are weighed anew by exponential variables (Bayesian bootstrap, Rubin 1981).
         """
-        config, category = self.config, self.category.cpu().numpy()
+        return self._answer(
+            *self._weights(eeg, subject, n_averaged), eeg, subject, n_averaged, n_likeliest
+        )
+
+    @torch.no_grad()
+    def draws(
+        self,
+        eeg: torch.Tensor | np.ndarray,
+        subject: str,
+        n_averaged: int,
+        n_draws: int,
+        rng: np.random.Generator,
+        n_likeliest: int = 500,
+    ) -> list[Decoded]:
+        """Several of the answers that the posterior allows, instead of its mean.
+
+        The pictures of the set are weighed anew by exponential variables for each of them (Bayesian
+        bootstrap, Rubin 1981). The likelihood, which takes longest, is computed once.
+
+        Parameters
+        ----------
+        eeg, subject, n_averaged, n_likeliest : see `forward`
+        n_draws : int
+        rng : numpy.random.Generator
+        """
+        both, answers = self._weights(eeg, subject, n_averaged), []
+        for _ in range(n_draws):
+            anew = rng.standard_exponential(both[0].shape)
+            weighed = (w * anew / (w * anew).sum(1, keepdims=True) for w in both)
+            answers.append(self._answer(*weighed, eeg, subject, n_averaged, n_likeliest))
+        return answers
+
+    def _weights(
+        self, eeg: torch.Tensor | np.ndarray, subject: str, n_averaged: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior over the pictures of the set (batch, n_gallery), by kind and by looks."""
         looks = self.log_likelihood(eeg, subject, n_averaged).cpu().numpy()
-        by_look = forward_model.posterior_weights(looks, config.look_temperature)
-        by_look, likelihood = self._spread_out(by_look, config.largest_look_weight), looks
-        if config.category_share:
+        by_look = forward_model.posterior_weights(looks, self.config.look_temperature)
+        by_look, likelihood = self._spread_out(by_look, self.config.largest_look_weight), looks
+        if self.config.category_share:
             likelihood = self.log_likelihood(eeg, subject, n_averaged, True).cpu().numpy()
-        weights = self.weights(likelihood)
-        if rng is not None:
-            anew = rng.standard_exponential(weights.shape)
-            weights, by_look = (
-                w * anew / (w * anew).sum(1, keepdims=True) for w in (weights, by_look)
-            )
+        return self.weights(likelihood), by_look
+
+    def _answer(
+        self,
+        weights: np.ndarray,
+        by_look: np.ndarray,
+        eeg: torch.Tensor | np.ndarray,
+        subject: str,
+        n_averaged: int,
+        n_likeliest: int,
+    ) -> Decoded:
+        """Averages over the set with these weights, moved by what they leave of the EEG."""
+        config, category = self.config, self.category.cpu().numpy()
         means = {
             name: forward_model.posterior_mean(w, getattr(self, name).cpu().numpy(), n_likeliest)
             for name, w in (("gallery", by_look), ("silhouettes", weights), ("colours", by_look))

@@ -132,12 +132,11 @@ def test_the_densest_colour_is_one_that_pictures_have():
 def test_draws_lie_around_the_mean_and_differ(study):
     component, *_, whitened = study
     mean = component(whitened[:4], "sub-01", REPS)
-    rng = np.random.default_rng(0)
-    draws = [component(whitened[:4], "sub-01", REPS, rng=rng) for _ in range(40)]
+    draws = component.draws(whitened[:4], "sub-01", REPS, 40, np.random.default_rng(0))
     category = torch.stack([d.category for d in draws])
     assert (category.std(0).amax(1) > 0.01).all(), "each epoch has its spread"
     assert (category.mean(0) - mean.category).abs().max() < 0.1
-    again = component(whitened[:4], "sub-01", REPS, rng=np.random.default_rng(0))
+    (again,) = component.draws(whitened[:4], "sub-01", REPS, 1, np.random.default_rng(0))
     assert torch.equal(again.category, draws[0].category)
 
 
