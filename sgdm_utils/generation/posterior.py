@@ -18,6 +18,8 @@ _ARRAYS = (
     "coefficients", "directions", "shrinkage", "scale", "lack_of_fit", "typical_variance",
 )  # fmt: skip
 
+_KEPT = 6  # numbers of trials (times models) whose predictions are kept
+
 
 class EEGPosterior(ModelMixin, ConfigMixin):
     """Forward models of several people, and a set of pictures whose weights EEG decides.
@@ -89,8 +91,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         steepness: float = 12.0,
     ) -> None:
         super().__init__()
-        self._kept: tuple[str | None, dict[bool, list]] = None, {}
-        self._kept_features: torch.Tensor | None = None
+        self._forget()
         n_channels, n_gallery = len(channels), len(gallery_ids)
         n_labelled = n_features + len(categories)
         for i, (n, rank) in enumerate(zip(n_outputs, ranks, strict=True)):
@@ -302,14 +303,11 @@ class EEGPosterior(ModelMixin, ConfigMixin):
             raise ValueError(f"eeg holds NaN or infinity, first in epochs {rows}")
         part = self._model(self.config.subjects.index(subject))
         outputs = self._outputs(eeg, part)
-        squared, columns = outputs**2, []
-        for mean, variance in self._expected(subject, labelled and self.config.category_share > 0):
-            variance = variance + part["noise_variance"] / n_averaged
-            precision = 1 / variance
-            weighted = mean * precision
-            fit = outputs @ weighted.T - 0.5 * squared @ precision.T
-            columns.append(fit - 0.5 * (weighted * mean + variance.log()).sum(1))
-        return torch.cat(columns, dim=1)
+        labelled = labelled and self.config.category_share > 0
+        weighted, precision, constant = self._expected(subject, labelled, n_averaged)
+        outputs = outputs.float()
+        fit = outputs @ weighted.T - 0.5 * outputs**2 @ precision.T
+        return fit.double() - 0.5 * constant
 
     @torch.no_grad()
     def forward(
@@ -447,30 +445,56 @@ class EEGPosterior(ModelMixin, ConfigMixin):
             self._kept_features = features.to(self.gallery_features)
         return self._kept_features
 
-    def _expected(self, subject: str, labelled: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """What each picture of the set would evoke, and how surely, in blocks of pictures.
+    def _expected(
+        self, subject: str, labelled: bool, n_averaged: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What each picture of the set says of any epoch: weighted mean, precision, constant.
 
-        It does not depend on the EEG and takes ten times as long as what does, so the answers for the
-        last person are kept: a stream is decoded epoch by epoch.
+        It does not depend on the EEG and takes ten times as long as what does, so it is kept for the
+        last person and a few numbers of trials: a stream is decoded epoch by epoch.
         """
-        if self._kept[0] != subject:
-            self._kept = subject, {}
-        if labelled not in self._kept[1]:
-            part, blocks = self._model(self.config.subjects.index(subject), labelled), []
-            for x in self._features(labelled).double().split(512):
-                settled = (x @ part["directions"]) ** 2 @ part["shrinkage"]
-                length = (x**2).sum(1, keepdim=True)
-                variance = part["scale"] * (length - settled).clamp(min=0) + part["lack_of_fit"]
-                blocks.append((x @ part["coefficients"], variance))
-            self._kept[1][labelled] = blocks
-        return self._kept[1][labelled]
+        if self._kept_subject != subject:
+            self._forget()
+            self._kept_subject = subject
+        key = labelled, float(n_averaged)
+        if key not in self._kept:
+            if labelled not in self._predicted:
+                self._predicted[labelled] = self._predict(subject, labelled)
+            mean, variance = self._predicted[labelled]
+            noise = self._model(self.config.subjects.index(subject))["noise_variance"]
+            variance = variance + (noise / n_averaged).float()
+            precision = variance.reciprocal()
+            weighted = mean * precision
+            constant = (weighted * mean + variance.log()).sum(1, dtype=torch.float64)
+            self._kept[key] = weighted, precision, constant
+            while len(self._kept) > _KEPT:
+                self._kept.pop(next(iter(self._kept)))
+        return self._kept[key]
+
+    def _predict(self, subject: str, labelled: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of the outputs of each picture of the set, float32 (n_gallery, n_outputs)."""
+        part, means, variances = self._model(self.config.subjects.index(subject), labelled), [], []
+        for x in self._features(labelled).double().split(512):
+            settled = (x @ part["directions"]) ** 2 @ part["shrinkage"]
+            length = (x**2).sum(1, keepdim=True)
+            variance = part["scale"] * (length - settled).clamp(min=0) + part["lack_of_fit"]
+            means.append((x @ part["coefficients"]).float())
+            variances.append(variance.float())
+        return torch.cat(means), torch.cat(variances)
+
+    def _forget(self) -> None:
+        """Other weights, another device or precision: nothing that was kept holds any more."""
+        self._kept_subject: str | None = None
+        self._predicted: dict[bool, tuple] = {}
+        self._kept: dict[tuple[bool, float], tuple] = {}
+        self._kept_features: torch.Tensor | None = None
 
     def _apply(self, *args, **kwargs):
-        self._kept, self._kept_features = (None, {}), None  # another device or precision
+        self._forget()
         return super()._apply(*args, **kwargs)
 
     def load_state_dict(self, *args, **kwargs):
-        self._kept, self._kept_features = (None, {}), None
+        self._forget()
         return super().load_state_dict(*args, **kwargs)
 
     def weights(self, log_likelihood: np.ndarray) -> np.ndarray:
