@@ -13,15 +13,10 @@ from sgdm_utils.decoding.forward import ForwardModel
 from sgdm_utils.decoding.forward import posterior as forward_model
 from sgdm_utils.generation.averages import blended_colours, sharpened_maps
 from sgdm_utils.generation.decoder import Decoded
-
-_ARRAYS = (
-    "coefficients", "directions", "shrinkage", "scale", "lack_of_fit", "typical_variance",
-)  # fmt: skip
-
-_KEPT = 6  # numbers of trials (times models) whose predictions are kept
+from sgdm_utils.generation.set_likelihood import ARRAYS, SetLikelihood
 
 
-class EEGPosterior(ModelMixin, ConfigMixin):
+class EEGPosterior(SetLikelihood, ModelMixin, ConfigMixin):
     """Forward models of several people, and a set of pictures whose weights EEG decides.
 
     The prior is the set (training pictures), the likelihood that of a `ForwardModel`; embedding,
@@ -57,6 +52,11 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         Share of the variance of the set that pictures have around an average; 0 moves nothing.
     threshold, steepness : float, how averaged silhouettes are sharpened (`sharpened_maps`)
 
+    Attributes
+    ----------
+    n_kept : int, predictions of the set that are kept: one for each number of trials, with and without
+        labels. More of them make a stream faster (32 MB each with 20,000 pictures and 200 outputs).
+
     Notes
     -----
     An average of n trials has 1 / n of the noise, so the number of trials has to be said.
@@ -91,6 +91,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         steepness: float = 12.0,
     ) -> None:
         super().__init__()
+        self.n_kept = 6
         self._forget()
         n_channels, n_gallery = len(channels), len(gallery_ids)
         n_labelled = n_features + len(categories)
@@ -194,7 +195,7 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         for prefix, fitted, x in both_kinds:
             spread = np.cov(x, rowvar=False, ddof=0).reshape(x.shape[1], -1)
             for i, model in enumerate(fitted.values()):
-                arrays = {name: getattr(model, name) for name in _ARRAYS}
+                arrays = {name: getattr(model, name) for name in ARRAYS}
                 arrays["signal"] = model.coefficients.T @ spread @ model.coefficients
                 for name, values in arrays.items():
                     getattr(made, f"{prefix}{name}_{i}").copy_(torch.from_numpy(np.array(values)))
@@ -247,67 +248,6 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         features = self.gallery_features.cpu().numpy()
         known["labelled_models"] = labelled_models
         return type(self).from_models(models, unwhitening, features, **known, **(config | changes))
-
-    def labelled_features(self) -> np.ndarray:
-        """Features of the set with its labels (n_gallery, n_features + n_categories)."""
-        config, features = self.config, self.gallery_features.cpu().numpy()
-        return forward_model.with_category(
-            features, self.category.cpu().numpy(), len(config.categories), config.category_share
-        )
-
-    def log_likelihood(
-        self,
-        eeg: torch.Tensor | np.ndarray,
-        subject: str,
-        n_averaged: int,
-        labelled: bool = False,
-    ) -> torch.Tensor:
-        """Log density of averaged epochs under every picture of the set.
-
-        Parameters
-        ----------
-        eeg : float array of shape (batch, n_channels, n_times), as notebook 01 leaves it
-        subject : str
-        n_averaged : int, trials in each average
-        labelled : bool, ask the model that uses the labels of the set, if there is one
-
-        Returns
-        -------
-        float64 tensor of shape (batch, n_gallery), up to a constant for each epoch
-
-        Raises
-        ------
-        ValueError
-            For somebody without a model, epochs of another shape or with NaN, no number of trials.
-        """
-        if subject not in self.config.subjects:
-            raise ValueError(
-                f"no forward model of {subject!r}: there are models of "
-                f"{', '.join(self.config.subjects)}. The networks decode somebody unseen: "
-                "conditions='encoder'"
-            )
-        if n_averaged is None or not n_averaged >= 1:
-            raise ValueError(
-                f"n_averaged is {n_averaged}: say how many trials each epoch is the average of (1 "
-                "for single trials), because that is how certain it is"
-            )
-        eeg = torch.as_tensor(eeg, device=self.gallery.device).double()
-        expected = (len(self.config.channels), self.config.n_times)
-        if eeg.ndim != 3 or tuple(eeg.shape[1:]) != expected or not len(eeg):
-            raise ValueError(
-                f"eeg has shape {tuple(eeg.shape)}, the forward model was fitted on (batch, "
-                f"{expected[0]}, {expected[1]}): all electrodes in the order of `channels`"
-            )
-        if not torch.isfinite(eeg).all():
-            rows = (~torch.isfinite(eeg)).flatten(1).any(1).nonzero()[:5, 0].tolist()
-            raise ValueError(f"eeg holds NaN or infinity, first in epochs {rows}")
-        part = self._model(self.config.subjects.index(subject))
-        outputs = self._outputs(eeg, part)
-        labelled = labelled and self.config.category_share > 0
-        weighted, precision, constant = self._expected(subject, labelled, n_averaged)
-        outputs = outputs.float()
-        fit = outputs @ weighted.T - 0.5 * outputs**2 @ precision.T
-        return fit.double() - 0.5 * constant
 
     @torch.no_grad()
     def forward(
@@ -412,11 +352,6 @@ class EEGPosterior(ModelMixin, ConfigMixin):
             colours=colours.to(device),
         )
 
-    @staticmethod
-    def _outputs(eeg: torch.Tensor, part: dict[str, torch.Tensor]) -> torch.Tensor:
-        outputs = (part["left"] @ eeg @ part["right"]).flatten(1)[:, part["selected"]]
-        return outputs - part["center"]
-
     def _unexplained(
         self,
         weights: np.ndarray,
@@ -437,66 +372,6 @@ class EEGPosterior(ModelMixin, ConfigMixin):
         total = share * part["signal"] + variance.diag()
         return share * torch.linalg.solve(total, rest.T).T @ part["coefficients"].T
 
-    def _features(self, labelled: bool) -> torch.Tensor:
-        if not labelled:
-            return self.gallery_features
-        if self._kept_features is None:
-            features = torch.from_numpy(self.labelled_features())
-            self._kept_features = features.to(self.gallery_features)
-        return self._kept_features
-
-    def _expected(
-        self, subject: str, labelled: bool, n_averaged: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What each picture of the set says of any epoch: weighted mean, precision, constant.
-
-        It does not depend on the EEG and takes ten times as long as what does, so it is kept for the
-        last person and a few numbers of trials: a stream is decoded epoch by epoch.
-        """
-        if self._kept_subject != subject:
-            self._forget()
-            self._kept_subject = subject
-        key = labelled, float(n_averaged)
-        if key not in self._kept:
-            if labelled not in self._predicted:
-                self._predicted[labelled] = self._predict(subject, labelled)
-            mean, variance = self._predicted[labelled]
-            noise = self._model(self.config.subjects.index(subject))["noise_variance"]
-            variance = variance + (noise / n_averaged).float()
-            precision = variance.reciprocal()
-            weighted = mean * precision
-            constant = (weighted * mean + variance.log()).sum(1, dtype=torch.float64)
-            self._kept[key] = weighted, precision, constant
-            while len(self._kept) > _KEPT:
-                self._kept.pop(next(iter(self._kept)))
-        return self._kept[key]
-
-    def _predict(self, subject: str, labelled: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance of the outputs of each picture of the set, float32 (n_gallery, n_outputs)."""
-        part, means, variances = self._model(self.config.subjects.index(subject), labelled), [], []
-        for x in self._features(labelled).double().split(512):
-            settled = (x @ part["directions"]) ** 2 @ part["shrinkage"]
-            length = (x**2).sum(1, keepdim=True)
-            variance = part["scale"] * (length - settled).clamp(min=0) + part["lack_of_fit"]
-            means.append((x @ part["coefficients"]).float())
-            variances.append(variance.float())
-        return torch.cat(means), torch.cat(variances)
-
-    def _forget(self) -> None:
-        """Other weights, another device or precision: nothing that was kept holds any more."""
-        self._kept_subject: str | None = None
-        self._predicted: dict[bool, tuple] = {}
-        self._kept: dict[tuple[bool, float], tuple] = {}
-        self._kept_features: torch.Tensor | None = None
-
-    def _apply(self, *args, **kwargs):
-        self._forget()
-        return super()._apply(*args, **kwargs)
-
-    def load_state_dict(self, *args, **kwargs):
-        self._forget()
-        return super().load_state_dict(*args, **kwargs)
-
     def weights(self, log_likelihood: np.ndarray) -> np.ndarray:
         """Posterior over the pictures of the set, (batch, n_gallery), from `log_likelihood`."""
         config = self.config
@@ -509,14 +384,6 @@ class EEGPosterior(ModelMixin, ConfigMixin):
     @staticmethod
     def _spread_out(weights: np.ndarray, largest: float) -> np.ndarray:
         return forward_model.spread_out(weights, max(largest, 1 / weights.shape[1]))
-
-    def _model(self, index: int, labelled: bool = False) -> dict[str, torch.Tensor]:
-        space = ("left", "right", "center", "noise_variance")
-        found = {name: getattr(self, f"{name}_{index}").double() for name in space}
-        prefix = "labelled_" if labelled else ""
-        for name in (*_ARRAYS, "signal"):
-            found[name] = getattr(self, f"{prefix}{name}_{index}").double()
-        return found | {"selected": getattr(self, f"selected_{index}")}
 
 
 def _model_shapes(n_outputs: int, rank: int, n_features: int) -> dict[str, tuple[int, ...]]:

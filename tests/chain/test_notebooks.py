@@ -126,6 +126,23 @@ def test_it_does_nothing_that_hides_a_failure(book):
             assert not pattern.search(cell.source), f"{what}:\n{cell.source}"
 
 
+#: Notebooks whose table is of all training seeds at once, or of none.
+OF_ALL_SEEDS = {
+    "10_encoders",
+    "11_baselines",
+    "12_ablation",
+    "17_human_test",
+    "20_seeds",
+    "26_parts",
+}
+
+
+def test_its_table_keeps_the_rows_of_other_seeds(path, book):
+    """`make experiments SEED=1` must not take away what seed 0 found."""
+    if path.stem not in OF_ALL_SEEDS:
+        assert not [c for c in code(book) if "write_table(run.table_path" in c.source]
+
+
 def test_it_can_be_read(book):
     """A sentence before every cell, cells of one idea, and names that say what they hold."""
     kinds = [cell.cell_type for cell in book.cells]
