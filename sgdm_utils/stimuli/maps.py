@@ -48,6 +48,12 @@ def structure_from_picture(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     ----------
     .. [1] Otsu (1979), IEEE Trans. Syst. Man Cybern. 9, 62-66.
     """
+    silhouette = _silhouette(picture)
+    return silhouette, canny(rgb2gray(picture), sigma=1.0) | _outline(silhouette)
+
+
+def _silhouette(picture: np.ndarray) -> np.ndarray:
+    """Return the silhouette of `structure_from_picture`, (h, w) bool, without looking for edges."""
     if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
         raise ValueError(f"expected (h, w, 3) uint8, got {picture.shape} {picture.dtype}")
     h, w = picture.shape[:2]
@@ -68,7 +74,7 @@ def structure_from_picture(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         keep = sizes >= 0.002 * h * w
         keep[0] = False
         silhouette = keep[regions]
-    return silhouette, canny(rgb2gray(picture), sigma=1.0) | _outline(silhouette)
+    return silhouette
 
 
 def outline_features(pictures: np.ndarray, size: int = 24) -> np.ndarray:
@@ -85,7 +91,7 @@ def outline_features(pictures: np.ndarray, size: int = 24) -> np.ndarray:
     """
     rows = []
     for picture in pictures:
-        mask = np.asarray(structure_from_picture(np.ascontiguousarray(picture))[0]) > 0.5
+        mask = _silhouette(picture)
         if not mask.any():
             rows.append(np.zeros(size * size, np.float32))
             continue
@@ -108,4 +114,4 @@ def silhouettes(pictures: np.ndarray) -> np.ndarray:
     """
     if pictures.dtype != np.uint8:
         pictures = np.round(pictures * 255).astype(np.uint8)
-    return np.stack([structure_from_picture(picture)[0] for picture in pictures])
+    return np.stack([_silhouette(picture) for picture in pictures])

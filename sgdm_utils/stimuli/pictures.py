@@ -8,10 +8,12 @@ split, is decided in `sgdm_utils.stimuli.concepts`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -27,6 +29,8 @@ COLUMNS = (
     "texture", "background", "body", "crown", "x", "y", "scale", "rotation", "digest",
 )  # fmt: skip
 _ARRAYS = ("pictures", "silhouettes", "edges", "pieces", "relations")
+_FEWEST_FOR_A_PROCESS = 1500  # pictures: fewer are drawn before another process has started
+_BLOCK = 512  # pictures that a process draws at a time
 
 
 @dataclass
@@ -131,13 +135,12 @@ def _relations(body: str, crown: str) -> np.ndarray:
     return tangrams.relation_matrix(tangrams.tangram_pieces(body, crown))
 
 
-def _render(row: dict, size: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def _render(row: dict, size: int, phase: tuple[float, float]) -> tuple[np.ndarray, ...]:
     """Return picture, silhouette, edges, piece map and relation matrix of one row."""
     if row["kind"] == "scene":
         contours = scenes.place_shape(
             row["shape"], row["x"], row["y"], row["scale"], row["rotation"]
         )
-        phase = tuple(rng.uniform(0, 0.25, 2))
         picture, silhouette = scenes.draw_scene(
             contours, size, row["colour"], row["texture"], row["background"], phase
         )
@@ -155,6 +158,34 @@ def _render(row: dict, size: int, rng: np.random.Generator) -> tuple[np.ndarray,
             beside = np.roll(pieces, step, axis=axis)
             edges |= (pieces > beside) & (beside > 0)
     return picture, silhouette, edges, pieces, _relations(row["body"], row["crown"])
+
+
+def _render_block(
+    rows: Sequence[dict], size: int, phases: Sequence[tuple[float, float]]
+) -> list[np.ndarray]:
+    """Pictures, silhouettes, edges, piece maps and relation matrices of some rows, stacked."""
+    rendered = [_render(row, size, phase) for row, phase in zip(rows, phases, strict=True)]
+    return [np.stack(parts) for parts in zip(*rendered, strict=True)]
+
+
+def _render_all(
+    rows: Sequence[dict], size: int, phases: Sequence[tuple[float, float]]
+) -> list[np.ndarray]:
+    """What `_render_block` gives, by several processes where there is enough to draw for them.
+
+    Nothing random is left at this point, so the pictures are the same for any number of processes.
+    """
+    n_jobs = min(joblib.cpu_count(), len(rows) // _FEWEST_FOR_A_PROCESS)
+    if n_jobs < 2:
+        return _render_block(rows, size, phases)
+    blocks = np.array_split(np.arange(len(rows)), -(-len(rows) // _BLOCK))
+    # processes that have nothing more to do leave at once, and their memory with them
+    parallel = joblib.Parallel(n_jobs, backend="loky", batch_size=1, idle_worker_timeout=10)
+    drawn = parallel(
+        joblib.delayed(_render_block)([rows[i] for i in block], size, [phases[i] for i in block])
+        for block in blocks
+    )
+    return [np.concatenate(parts) for parts in zip(*drawn, strict=True)]
 
 
 def make_stimuli(
@@ -199,7 +230,7 @@ def make_stimuli(
     _check_counts(n_train_shown, n_train_unshown)
     streams = dict(zip(("split", "shown", "unshown", "val", "test"), rng.spawn(5), strict=True))
     every = concepts.concept_table(n_val, n_test, streams["split"])
-    rows, rendered = [], []
+    rows, phases = [], []
     for name, n in zip(
         ("shown", "unshown", "val", "test"), (n_train_shown, n_train_unshown, n_val, n_test),
         strict=True,
@@ -212,11 +243,13 @@ def make_stimuli(
             row["image_id"] = f"{split}-{first + i:05d}"
             row["shown"] = name != "unshown"
             row["caption"] = concepts.caption_of(row, style=int(stream.integers(3)))
-            rendered.append(_render(row, size, stream))
-            row["digest"] = picture_digest(rendered[-1][0])
+            is_scene = row["kind"] == "scene"  # tangrams have no texture that could be shifted
+            phases.append(tuple(stream.uniform(0, 0.25, 2)) if is_scene else (0.0, 0.0))
             rows.append(row)
-    arrays = (np.stack(parts) for parts in zip(*rendered, strict=True))
-    return StimulusSet(pd.DataFrame(rows)[list(COLUMNS)], *arrays)
+    pictures, *others = _render_all(rows, size, phases)
+    for row, picture in zip(rows, pictures, strict=True):
+        row["digest"] = picture_digest(picture)
+    return StimulusSet(pd.DataFrame(rows)[list(COLUMNS)], pictures, *others)
 
 
 def _check_counts(n_shown: int, n_unshown: int) -> None:

@@ -328,5 +328,7 @@ def _seam_mask(labels: np.ndarray, width: int) -> np.ndarray:
         border = (first != second) & (first > 0) & (second > 0)
         mask[tuple(slice(0, n) for n in border.shape)][border] = 255
     for axis in (0, 1):
-        mask = np.max([np.roll(mask, k - width // 2, axis=axis) for k in range(width)], axis=0)
+        thin = mask
+        for k in range(width):
+            mask = np.maximum(mask, np.roll(thin, k - width // 2, axis=axis))
     return mask * (labels > 0)

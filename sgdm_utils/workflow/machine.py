@@ -103,6 +103,25 @@ def n_threads() -> int:
         return os.cpu_count() or 1
 
 
+def one_thread() -> None:
+    """Let the linear algebra of this process compute with one thread from here on.
+
+    For work on matrices of a few dozen electrodes. The threads of OpenBLAS wait for each other in a
+    loop: on two cores one notebook of preprocessing took 44 s with two threads and 38 with one, two of
+    them side by side 212 and 41, one beside a busy neighbour 175 and 39. And how a sum is divided among
+    threads changes its last digits, which an ICA makes larger (1.6 % of the cleaned EEG); with one
+    thread the number of cores says nothing about the result.
+
+    Notes
+    -----
+    numpy and scipy bring a library each; both are loaded here, because only what is loaded can be told.
+    """
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+
+
 def peak_rss_mb() -> float:
     """Return the largest resident memory this process has had, in units of 1e6 bytes."""
     try:

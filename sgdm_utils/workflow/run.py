@@ -104,6 +104,8 @@ def _execute(config: StudyConfig, step: Step, label: str) -> Path:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    from sgdm_utils.workflow.kernels import KernelManager
+
     values = study_config.resolve(config, step)
     # Only what differs is handed over: the executed copy of a default run has no injected cell and
     # is what the notebook looks like when it is opened and run by hand.
@@ -142,6 +144,7 @@ def _execute(config: StudyConfig, step: Step, label: str) -> Path:
                 # which its kernel removes in the end.
                 shutdown_kernel="graceful" if step.subject else "immediate",
                 extra_arguments=list(KERNEL_ARGUMENTS),
+                kernel_manager_class=KernelManager,
             )
     except PapermillExecutionError as error:
         message = _ANSI.sub("", f"{error.ename}: {error.evalue}")

@@ -253,6 +253,22 @@ def test_features_are_the_same_whether_computed_once_or_twice(features, pictures
     np.testing.assert_allclose(at_once, again.transform(pictures), atol=1e-5)
 
 
+def test_embeddings_that_are_known_are_taken_and_those_of_other_pictures_refused(pictures):
+    def embedder(batch):
+        return batch.mean((2, 3))
+
+    components = {"pixels": 4, "embedding": 3}
+    computed = picture_features.PictureFeatures(components, embedder=embedder)
+    expected = computed.fit_transform(pictures, np.arange(N))
+    embeddings = pictures.mean((1, 2), dtype=np.float32) / 255
+    known = picture_features.PictureFeatures(components, embedder=embedder)
+    at_once = known.fit_transform(pictures, np.arange(N), embeddings)
+    np.testing.assert_allclose(at_once, expected, atol=1e-4)
+    for wrong in (embeddings[::-1].copy(), embeddings[:-1]):
+        with pytest.raises(ValueError, match="in the order of the pictures"):
+            known.fit_transform(pictures, np.arange(N), wrong)
+
+
 def test_labels_have_their_share_and_a_place_beside_the_features(study):
     x, category = study["x"][:N], np.arange(N) % 4 - 1  # one in four has no label
     labelled = picture_posterior.with_category(x, category, 3, 0.2)

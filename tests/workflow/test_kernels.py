@@ -1,0 +1,53 @@
+"""A client of a kernel ends, whatever its heartbeat waits for."""
+
+import asyncio
+import time
+
+import nbformat
+import pytest
+
+from sgdm_utils.workflow import kernels
+
+
+class WaitsForEver(kernels.Heartbeat):
+    """A heartbeat whose kernel left between question and answer."""
+
+    n_started = 0
+
+    async def _async_run(self) -> None:
+        type(self).n_started += 1
+        self._running = True
+        await asyncio.Event().wait()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(kernels, "PATIENCE_S", 0.3)
+
+
+def test_a_heartbeat_that_waits_for_ever_is_left_alone():
+    heartbeat = WaitsForEver(address=("127.0.0.1", 1))
+    heartbeat.start()
+    started = time.monotonic()
+    heartbeat.stop()
+    assert 0.2 < time.monotonic() - started < 5
+    assert heartbeat.is_alive() and heartbeat.daemon  # it ends with the process
+
+
+def test_a_notebook_ends_although_its_heartbeat_does_not(monkeypatch, tmp_path):
+    import papermill
+
+    monkeypatch.setattr(kernels.KernelClient.hb_channel_class, "default_value", WaitsForEver)
+    monkeypatch.setattr(WaitsForEver, "n_started", 0)
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(1 + 1)")])
+    nbformat.write(book, tmp_path / "book.ipynb")
+    done = papermill.execute_notebook(
+        str(tmp_path / "book.ipynb"),
+        str(tmp_path / "executed.ipynb"),
+        kernel_name="python3",
+        progress_bar=False,
+        shutdown_kernel="graceful",
+        kernel_manager_class=kernels.KernelManager,
+    )
+    assert done.cells[-1].outputs[0].text == "2\n"
+    assert WaitsForEver.n_started == 1
