@@ -105,6 +105,8 @@ lint: environment
 	$(PY) -m ruff format --check $(CODE)
 	$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
+# Two workers on two cores: threads of linear algebra would wait for each other.
+unit test-all: export OPENBLAS_NUM_THREADS = 1
 unit: environment
 	$(PY) -m pytest tests -n 2 --dist loadfile -m "not slow"
 

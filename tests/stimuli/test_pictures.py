@@ -6,7 +6,7 @@ import pytest
 from scipy.ndimage import binary_dilation
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from sgdm_utils.stimuli import concepts, scenes, tangrams
+from sgdm_utils.stimuli import concepts, pictures, scenes, tangrams
 from sgdm_utils.stimuli.maps import structure_from_picture, structure_map
 from sgdm_utils.stimuli.pictures import StimulusSet, attribute_matrix, make_stimuli, picture_digest
 
@@ -132,6 +132,22 @@ def test_seed_decides_everything_and_test_pictures_ignore_the_training_counts():
     assert set(a.table["digest"]).isdisjoint(c.table["digest"])
     digests = [s.table.loc[s.table["split"] == "test", "digest"].tolist() for s in (a, more)]
     assert digests[0] == digests[1]
+
+
+def test_the_number_of_processes_that_draw_changes_nothing(drawn, monkeypatch):
+    monkeypatch.setattr(pictures, "_FEWEST_FOR_A_PROCESS", 100)
+    monkeypatch.setattr(pictures, "_BLOCK", 50)  # the last block is smaller
+    monkeypatch.setattr(pictures.joblib, "cpu_count", lambda: 2)
+    started = []
+    parallel = pictures.joblib.Parallel
+    monkeypatch.setattr(
+        pictures.joblib, "Parallel", lambda n, **kw: started.append(n) or parallel(n, **kw)
+    )
+    again = make_stimuli(200, 60, 32, 40, rng=np.random.default_rng(5))
+    assert started == [2]
+    pd.testing.assert_frame_equal(again.table, drawn.table)
+    for name in ("pictures", "silhouettes", "edges", "pieces", "relations"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(drawn, name))
 
 
 def test_captions_say_what_the_row_says(drawn):
