@@ -52,6 +52,19 @@ def test_26_parts(executed):
     assert len(rows) == len(subjects) * rows["condition"].nunique() * rows["metric"].nunique()
 
 
+def test_10b_whitened(executed):
+    rows, read, subjects = executed("10b_whitened", "whitened")
+    assert read == {"data", "encoder", "forward", "preprocessing", "structure"}
+    scores = rows[rows["subject"].isin(subjects)]
+    kinds = scores.groupby("metric")["model"].agg(set)
+    assert kinds["top1"] == {"study", "whitened", "signal", "started", "closed_form"}
+    assert kinds["silhouette_iou"] == {"study", "whitened", "signal"}
+    closed = scores[(scores["model"] == "closed_form") & (scores["metric"] == "top1")]
+    assert closed["value"].mean() > 2 * closed["chance"].mean()
+    tested = rows[rows["subject"] == "all"]
+    assert len(tested) == 4 and tested["p_value"].between(0, 1, inclusive="right").all()
+
+
 def test_16b_variance_partitioning(executed):
     rows, read, subjects = executed("16b_variance_partitioning", "partitioning")
     assert read == {"data", "encoder", "forward", "preprocessing"}

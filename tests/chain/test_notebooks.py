@@ -129,6 +129,7 @@ def test_it_does_nothing_that_hides_a_failure(book):
 #: Notebooks whose table is of all training seeds at once, or of none.
 OF_ALL_SEEDS = {
     "10_encoders",
+    "10b_whitened",
     "11_baselines",
     "12_ablation",
     "17_human_test",
