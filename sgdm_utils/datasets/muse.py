@@ -22,9 +22,9 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.datasets.muse_csv import PACKET, SFREQ, MuseRun, read_csv
 from sgdm_utils.datasets.tables import check_magnitude, natural_order
-from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import paths
 from sgdm_utils.workflow.atomic import atomic_directory

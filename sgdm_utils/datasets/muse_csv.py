@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import median_filter
 
-from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import ChannelError, DatasetError, reading
 
 ELECTRODES = ("TP9", "AF7", "AF8", "TP10")

@@ -20,8 +20,8 @@ import mne
 import numpy as np
 import pandas as pd
 
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.datasets.sidecars import entities, find_sidecars, read_tsv
-from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow.content import require_content
 from sgdm_utils.workflow.formats import read_json

@@ -16,7 +16,7 @@ import mne
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import ChannelError, DatasetError
 
 RECORDING_COLUMNS = ("subject", "session", "task", "run", "path")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sgdm_utils.electrodes import electrode_positions
+from sgdm_utils.datasets.electrodes import electrode_positions
 
 OWN_HZ = 100.0  # rate of the temporal convolutions; the evoked answer lies well below half of it
 

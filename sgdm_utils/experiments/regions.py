@@ -13,7 +13,7 @@ import mne
 import numpy as np
 import torch
 
-from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE, electrode_positions
 
 #: Regions from back to front, and the letters of the 10-10 electrodes in them.
 REGIONS = {

@@ -12,9 +12,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.decoding.encoders import SGDMEncoder
 from sgdm_utils.decoding.structure import StructureVAE
-from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.generation.conditioning import figure_and_ground, two_colour_layout
 
 

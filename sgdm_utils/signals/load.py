@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from sgdm_utils.datasets import splits
-from sgdm_utils.electrodes import electrode_positions
+from sgdm_utils.datasets.electrodes import electrode_positions
 from sgdm_utils.errors import reading
 from sgdm_utils.signals.files import Averages, TrialFile, TrialFiles
 from sgdm_utils.signals.quality import repetition_groups

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import mne
 import numpy as np
 
-from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 
 # The cap of THINGS-EEG2 (Gifford et al. 2022), in recording order.
 EEG_CHANNELS = (

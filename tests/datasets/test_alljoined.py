@@ -34,8 +34,8 @@ from alljoined_files import (
 from sgdm_utils.datasets import readers, tables
 from sgdm_utils.datasets.alljoined import forms
 from sgdm_utils.datasets.alljoined import order as alljoined_order
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.datasets.pickles import UnsafePickleError
-from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import ChannelError, DatasetError
 
 

@@ -19,7 +19,7 @@ from bids_files import CAP, HEAD, MNI
 from sgdm_utils import signals
 from sgdm_utils.datasets import bids_recordings, readers
 from sgdm_utils.datasets.bids import EventMapping
-from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.errors import DatasetError
 
 SFREQ = 100.0

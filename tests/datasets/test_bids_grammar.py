@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from sgdm_utils import signals
 from sgdm_utils.datasets import readers
 from sgdm_utils.datasets.bids import EventMapping
-from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.errors import DatasetError
 
 SFREQ, SECONDS = 100.0, 6

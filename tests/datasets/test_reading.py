@@ -14,8 +14,8 @@ from small_bids import CHANNELS, ONSETS, PICTURES, add_recording, channels_tsv, 
 
 from sgdm_utils.datasets import bids, bids_recordings, natural_order, readers
 from sgdm_utils.datasets.bids import EventMapping
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.datasets.tables import EpochedSignal
-from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 from sgdm_utils.workflow import artifacts, paths
 

@@ -16,7 +16,7 @@ import pytest
 from things_eeg1_files import HEADER, add_pictures, add_subject
 
 from sgdm_utils.datasets import splits, things_eeg1
-from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError
 
 

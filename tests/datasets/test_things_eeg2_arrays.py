@@ -20,12 +20,12 @@ from things_eeg2_files import Design
 
 from sgdm_utils.datasets import readers
 from sgdm_utils.datasets.bids import image_table
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.datasets.pickles import UnsafePickleError
 from sgdm_utils.datasets.splits import assert_split_integrity
 from sgdm_utils.datasets.things_eeg2 import arrays
 from sgdm_utils.datasets.things_eeg2 import runs as things_eeg2_runs
 from sgdm_utils.datasets.things_eeg2.design import CHANNELS, OCCIPITAL
-from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import ChannelError, DatasetError
 from sgdm_utils.workflow.atomic import digest_file, list_files
 

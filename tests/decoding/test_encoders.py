@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sgdm_utils import electrodes
+from sgdm_utils.datasets import electrodes
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE as STANDARD
+from sgdm_utils.datasets.electrodes import electrode_positions
 from sgdm_utils.decoding import encoders, training
-from sgdm_utils.electrodes import STANDARD_MONTAGE as STANDARD
-from sgdm_utils.electrodes import electrode_positions
 from sgdm_utils.experiments import nice_encoder, regions
 from sgdm_utils.simulation import brain
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
+from sgdm_utils.datasets.electrodes import electrode_positions
 from sgdm_utils.decoding import clip, encoders, structure
 from sgdm_utils.decoding.features import FeatureOrderError, load_features, save_features
-from sgdm_utils.electrodes import electrode_positions
 from sgdm_utils.signals import load
 from sgdm_utils.simulation.brain import make_info
 from sgdm_utils.stimuli import tangrams

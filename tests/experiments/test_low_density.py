@@ -6,8 +6,8 @@ import mne
 import numpy as np
 import pytest
 
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.datasets.things_eeg2.design import CHANNELS
-from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.experiments import low_density
 from sgdm_utils.signals import whitening
 

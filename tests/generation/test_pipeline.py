@@ -14,7 +14,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from schedulers import GOOD, every_scheduler, made_from, refuses
 
-from sgdm_utils.electrodes import STANDARD_MONTAGE, electrode_positions
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE, electrode_positions
 from sgdm_utils.generation import networks
 from sgdm_utils.generation import pipeline as generation_pipeline
 from sgdm_utils.generation.autoencoder import PictureVAE

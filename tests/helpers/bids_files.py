@@ -16,7 +16,7 @@ import pandas as pd
 import pybv
 import scipy.io
 
-from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 
 CAP = ["Fp1", "Fp2", "F3", "Fz", "F4", "C3", "Cz", "C4", "P3", "Pz", "P4", "O1", "Oz", "O2"]
 #: digitised head: the template of the 10-05 system in MNE's head frame, metres

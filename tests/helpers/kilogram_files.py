@@ -18,8 +18,8 @@ import mne_bids
 import numpy as np
 from scipy.signal import lfilter
 
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.datasets.kilogram import figures, pictures
-from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.stimuli import tangrams
 
 FIGURES = tuple(product(tangrams.BODY_NAMES, tangrams.CROWN_NAMES))

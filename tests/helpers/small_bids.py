@@ -10,7 +10,7 @@ import mne_bids
 import numpy as np
 import pandas as pd
 
-from sgdm_utils.electrodes import STANDARD_MONTAGE
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 
 CHANNELS = ["Fz", "Cz", "Pz", "Oz", "POz"]
 PICTURES = [f"concept{i % 5}/picture{i}.png" for i in range(10)]

@@ -14,9 +14,9 @@ import pandas as pd
 
 from sgdm_utils.datasets.alljoined import order as alljoined_order
 from sgdm_utils.datasets.alljoined.order import PARTITIONS, SUB06, OrderError
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.datasets.pauses import find_pauses, mark_seams
 from sgdm_utils.datasets.unreadable import explain
-from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError, reading
 
 SFREQ = 256.0  # Hz, of the EDF files

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from sgdm_utils.datasets import pickles
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.datasets.tables import EpochedSignal, StudyTables, check_rate, check_signal
 from sgdm_utils.datasets.things_eeg2.design import (
     CHANNELS,
@@ -35,7 +36,6 @@ from sgdm_utils.datasets.things_eeg2.design import (
     choose_subjects,
 )
 from sgdm_utils.datasets.things_eeg2.images import as_dictionary, identify, load_image_set
-from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError, reading
 
 FORMS = ("things_eeg2_raw", "things_eeg2_preprocessed")

@@ -26,6 +26,7 @@ import scipy.io
 
 from sgdm_utils.datasets import bids_recordings
 from sgdm_utils.datasets.bids_recordings import EEG_EXTENSIONS, read_recording
+from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
 from sgdm_utils.datasets.pauses import find_pauses, mark_seams
 from sgdm_utils.datasets.sidecars import read_tsv
 from sgdm_utils.datasets.tables import StudyTables, check_signal, natural_order
@@ -41,7 +42,6 @@ from sgdm_utils.datasets.things_eeg2.design import (
 )
 from sgdm_utils.datasets.things_eeg2.images import identify, load_image_set, word_of
 from sgdm_utils.datasets.unreadable import explain, require_beside
-from sgdm_utils.electrodes import STANDARD_MONTAGE
 from sgdm_utils.errors import DatasetError, reading
 
 FORMS = ("things_eeg2_bids", "things_eeg2_source")
