@@ -35,8 +35,8 @@ endif
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-# Alignment and structure do not read one another, and neither keeps two cores busy: side by side they take two
-# thirds of the time, and 8 GB of memory together.
+# Alignment and structure do not read one another, and neither keeps two cores busy: side by side they take three
+# quarters of the time, and 8 GB of memory together.
 demo: STUDY = demo
 demo: RESOURCES := --cores 4 --resources gpu=2
 demo: environment ## run notebooks 00 to 07 on the simulated recording and print where the report is

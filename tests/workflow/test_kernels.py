@@ -5,6 +5,7 @@ import time
 
 import nbformat
 import pytest
+import zmq.asyncio
 
 from sgdm_utils.workflow import kernels
 
@@ -16,6 +17,7 @@ class WaitsForEver(kernels.Heartbeat):
 
     async def _async_run(self) -> None:
         type(self).n_started += 1
+        self._create_socket()
         self._running = True
         await asyncio.Event().wait()
 
@@ -26,12 +28,16 @@ def impatient(monkeypatch):
 
 
 def test_a_heartbeat_that_waits_for_ever_is_left_alone():
-    heartbeat = WaitsForEver(address=("127.0.0.1", 1))
+    context = zmq.asyncio.Context()
+    heartbeat = WaitsForEver(context, None, ("127.0.0.1", 1))
     heartbeat.start()
+    while heartbeat.socket is None:  # the thread has begun
+        time.sleep(0.01)
     started = time.monotonic()
     heartbeat.stop()
     assert 0.2 < time.monotonic() - started < 5
     assert heartbeat.is_alive() and heartbeat.daemon  # it ends with the process
+    context.destroy(linger=0)  # its socket does not hold the others up either
 
 
 def test_a_notebook_ends_although_its_heartbeat_does_not(monkeypatch, tmp_path):

@@ -258,12 +258,13 @@ class PictureFeatures:
     def _raw_in_batches(
         self, pictures: np.ndarray, embeddings: np.ndarray | None = None
     ) -> dict[str, torch.Tensor]:
-        starts, known = range(0, len(pictures), _BATCH), [None] * len(pictures)
+        known = None
         if embeddings is not None and "embedding" in self.components:
             known = torch.as_tensor(embeddings, dtype=torch.float32)
             some = self.embedder(_as_tensor(pictures[:8])).float().cpu()
             scale = some.abs().max()
-            if len(known) != len(pictures) or (some - known[:8]).abs().max() > 1e-3 * scale:
+            # a card rounds convolutions to a part in a thousand; other pictures differ by far more
+            if len(known) != len(pictures) or (some - known[:8]).abs().max() > 0.02 * scale:
                 raise ValueError(
                     "the embeddings are not those of these pictures by this embedder: give the "
                     "embedder's own, in the order of the pictures, or none"
@@ -271,9 +272,9 @@ class PictureFeatures:
         blocks = [
             self._raw(
                 _as_tensor(pictures[i : i + _BATCH]),
-                None if known[i] is None else known[i : i + _BATCH],
+                None if known is None else known[i : i + _BATCH],
             )
-            for i in starts
+            for i in range(0, len(pictures), _BATCH)
         ]
         return {family: torch.cat([b[family] for b in blocks]).double() for family in blocks[0]}
 
