@@ -130,7 +130,7 @@ def _map(path: Path, dtype: np.dtype) -> np.ndarray:
         raise UnsafePickleError(f"{path} holds records with objects in them ({dtype}). {_REMEDY}")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # too short for its shape, or for any
         raise DatasetError(f"{path} is truncated ({error}). {AGAIN}") from error
 
 

@@ -195,7 +195,7 @@ class _Growing:
         try:
             rows = np.lib.format.open_memmap(self.part, "r+")
             whole = len(rows) == len(self.ids) and rows.dtype == "<f4"
-        except (ValueError, OSError):
+        except (ValueError, OSError, OverflowError):
             whole = False
         if whole:
             self.sha.update(np.ascontiguousarray(rows[:done]))

@@ -232,10 +232,8 @@ def _target_features(
         key = digest_listing({name: str(value) for name, value in made_with.items()})
         path = Path(folder) / f"{trunk.name}-{key[:24]}.npy"
     if path is not None and path.is_file():
-        try:
+        with reading(path, "features of targets", "Remove it"):
             kept = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise DatasetError(f"{path} is damaged ({error}): remove it") from error
         if kept.ndim != 2 or len(kept) != len(pairs):
             raise DatasetError(f"{path} holds features of other pictures: remove it")
         return torch.from_numpy(kept).to(trunk.device)

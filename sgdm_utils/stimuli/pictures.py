@@ -66,6 +66,10 @@ class StimulusSet:
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} rows, the table has {len(self.table)}"
                 )
+        for name in ("silhouettes", "edges", "pieces"):
+            shape, expected = getattr(self, name).shape, self.pictures.shape[:3]
+            if shape != expected:
+                raise ValueError(f"{name} has the shape {shape}, the pictures have {expected}")
         twice = self.table["image_id"][self.table["image_id"].duplicated()]
         if len(twice):
             raise ValueError(f"image_id {twice.iloc[0]!r} occurs more than once in the table")

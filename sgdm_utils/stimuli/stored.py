@@ -14,6 +14,8 @@ from sgdm_utils.stimuli.maps import structure_map
 from sgdm_utils.workflow.artifacts import Artifact
 from sgdm_utils.workflow.formats import read_npy, read_parquet
 
+_AGAIN = "It is damaged: run 00_data again"
+
 
 class StoredStimuli:
     """Pictures of a study; row i of `table` and of every array is one picture.
@@ -41,32 +43,46 @@ class StoredStimuli:
     @cached_property
     def pictures(self) -> np.ndarray:
         """uint8 array of shape (n, height, width, 3), on the disk."""
-        return read_npy(self._folder / "pictures.npy", mmap=True)
+        return self._array("pictures", 4, mmap=True)
 
     @cached_property
     def silhouettes(self) -> np.ndarray:
         """bool array of shape (n, height, width)."""
-        return read_npy(self._folder / "silhouettes.npy")
+        return self._array("silhouettes", 3)
 
     @cached_property
     def edges(self) -> np.ndarray:
         """bool array of shape (n, height, width)."""
-        return read_npy(self._folder / "edges.npy")
+        return self._array("edges", 3)
 
     @cached_property
     def structure_maps(self) -> np.ndarray:
         """float32 array of shape (n, 2, height, width): silhouette and edges, in [0, 1]."""
+        if self.silhouettes.shape != self.edges.shape:
+            raise DatasetError(
+                f"{self._folder / 'edges.npy'} has the shape {self.edges.shape}, "
+                f"silhouettes.npy beside it {self.silhouettes.shape}. {_AGAIN}"
+            )
         return structure_map(self.silhouettes, self.edges)
 
     @cached_property
     def pieces(self) -> np.ndarray:
         """uint8 array of shape (n, height, width): the tan at each pixel, 0 where there is none."""
-        return read_npy(self._folder / "pieces.npy")
+        return self._array("pieces", 3)
 
     @cached_property
     def relations(self) -> np.ndarray:
         """int8 array of shape (n, 7, 7): relations of the seven tans, -1 where there are none."""
-        return read_npy(self._folder / "relations.npy")
+        return self._array("relations", 3)
+
+    def _array(self, name: str, n_axes: int, mmap: bool = False) -> np.ndarray:
+        array = read_npy(self._folder / f"{name}.npy", mmap)
+        if array.ndim != n_axes or len(array) != len(self):
+            raise DatasetError(
+                f"{self._folder / name}.npy has the shape {array.shape}, expected {n_axes} axes and "
+                f"a row for each of {len(self)} pictures. {_AGAIN}"
+            )
+        return array
 
     @cached_property
     def row_of(self) -> pd.Series:

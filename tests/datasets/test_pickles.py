@@ -302,6 +302,9 @@ def test_a_truncated_npy_is_told(tmp_path):
     path.write_bytes(whole[:-100])
     with pytest.raises(DatasetError, match="truncated.*checksum"):
         load(path)
+    path.write_bytes(whole.replace(b"(10, 20), }" + b" " * 16, b"(%d,), }" % 10**20))
+    with pytest.raises(DatasetError, match="truncated.*checksum"):
+        load(path)
 
 
 PAGE = b"<!DOCTYPE html><html><body>Too many requests</body></html>"

@@ -323,7 +323,9 @@ def test_kept_features_of_targets_are_used_for_the_same_targets_and_network(fold
     assert len(list((folders / "kept").iterdir())) == 3
     for path in (folders / "kept").iterdir():
         path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(DatasetError, match="clip_tiny-.* is damaged .*: remove it"):
+    with pytest.raises(
+        DatasetError, match="clip_tiny-.* cannot be read as features of targets .*Remove it"
+    ):
         score(folders, **arguments)
 
 

@@ -6,9 +6,11 @@ import pytest
 from scipy.ndimage import binary_dilation
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from sgdm_utils.errors import DatasetError
 from sgdm_utils.stimuli import concepts, pictures, scenes, tangrams
 from sgdm_utils.stimuli.maps import structure_from_picture, structure_map
 from sgdm_utils.stimuli.pictures import StimulusSet, attribute_matrix, make_stimuli, picture_digest
+from sgdm_utils.stimuli.stored import open_stimuli
 
 
 @pytest.fixture(scope="module")
@@ -338,12 +340,31 @@ def test_load_refuses_what_does_not_belong_together(drawn, tmp_path):
     np.save(tmp_path / "pictures.npy", drawn.pictures[:-1])
     with pytest.raises(ValueError, match="pictures has 331 rows, the table has 332"):
         StimulusSet.load(tmp_path)
+    np.save(tmp_path / "pictures.npy", drawn.pictures)
+    np.save(tmp_path / "edges.npy", drawn.edges[..., :-1])
+    with pytest.raises(ValueError, match=r"edges has the shape \(332, 64, 63\), the pictures have"):
+        StimulusSet.load(tmp_path)
     (tmp_path / "edges.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"edges.npy is missing"):
         StimulusSet.load(tmp_path)
     twice = drawn.table.assign(image_id="train-00000")
     with pytest.raises(ValueError, match="more than once"):
         StimulusSet(twice, *(getattr(drawn, n) for n in _FIELDS))
+
+
+def test_stored_arrays_belong_to_their_table(drawn, tmp_path):
+    drawn.save_arrays(tmp_path)
+    drawn.table.to_parquet(tmp_path / "stimuli.parquet")
+    assert open_stimuli(tmp_path).structure_maps.shape == (332, 2, 64, 64)
+    np.save(tmp_path / "edges.npy", drawn.edges[..., :-1])
+    with pytest.raises(
+        DatasetError, match=r"edges.npy has the shape \(332, 64, 63\), silh.*00_data"
+    ):
+        _ = open_stimuli(tmp_path).structure_maps
+    for name in _FIELDS:
+        np.save(tmp_path / f"{name}.npy", getattr(drawn, name)[:-1])
+        with pytest.raises(DatasetError, match=rf"{name}.npy has the shape \(331.* each of 332"):
+            _ = getattr(open_stimuli(tmp_path), name)
 
 
 _FIELDS = ("pictures", "silhouettes", "edges", "pieces", "relations")

@@ -202,7 +202,7 @@ def read_rdms(path: Path, n_pictures: int = 92) -> np.ndarray:
         else:
             people = loadmat(path)["RDMs"][0]
             rdms = np.array([[session["RDM"] for session in person] for person in people]).mean(1)
-    except (KeyError, ValueError, TypeError, IndexError, OSError) as error:
+    except Exception as error:  # damaged bytes lead the readers of both forms into any of them
         raise RealBrainError(
             f"{path.name} holds no dissimilarities in a form that is known ({error}). Expected Net_RDM "
             "in a .npz, or RDMs of people and sessions in a .mat: fetch the published file"
