@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +55,11 @@ def tokenizer_for(config: dict) -> open_clip.tokenizer.SimpleTokenizer:
 
 @contextmanager
 def used_tokens(model: nn.Module, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Within the block a model knows tokens and positions of a data set only; afterwards all again.
+    """Within the block a model knows the tokens of a data set only; afterwards all of them again.
 
     Gradients and optimiser steps of an embedding of 49,408 tokens cost more than a small text tower,
-    and captions use few of them. Nor does a tower that looks back only read what stands behind the end
-    of a text: with captions of a dozen tokens, most of its positions. On leaving, the trained rows stand
-    in their places; the others are as they were.
+    and captions use few of them. On leaving, the trained rows stand in their places; the others are as
+    they were.
 
     Parameters
     ----------
@@ -69,32 +68,21 @@ def used_tokens(model: nn.Module, tokens: torch.Tensor) -> Iterator[torch.Tensor
 
     Yields
     ------
-    int tensor of shape (n, longest text), numbered anew in the same order (open_clip reads a text where
-    its highest token is)
+    int tensor like `tokens`, numbered anew in the same order (open_clip reads a text where its highest
+    token is)
     """
     used, numbered = tokens.unique(return_inverse=True)
-    every, positions, mask = model.token_embedding, model.positional_embedding, model.attn_mask
+    every = model.token_embedding
     used = used.to(every.weight.device)
-    length = _longest_text(model, tokens)
     model.token_embedding = nn.Embedding.from_pretrained(
         every.weight.detach()[used].clone(), freeze=False
     )
-    model.positional_embedding = nn.Parameter(positions.detach()[:length].clone())
-    model.attn_mask = None if mask is None else mask[:length, :length]
     try:
-        yield numbered[:, :length]
+        yield numbered
     finally:
         with torch.no_grad():
             every.weight[used] = model.token_embedding.weight
-            positions[:length] = model.positional_embedding
-        model.token_embedding, model.positional_embedding = every, positions
-        model.attn_mask = mask
-
-
-def _longest_text(model: nn.Module, tokens: torch.Tensor) -> int:
-    """Positions that a text tower has to read: up to the last end of a text, where it looks back only."""
-    looks_back = model.attn_mask is not None and model.text_pool_type == "argmax"
-    return int(tokens.argmax(1).max()) + 1 if looks_back else tokens.shape[1]
+        model.token_embedding = every
 
 
 def save_clip(model: nn.Module, config: dict, folder: Path) -> None:
@@ -204,20 +192,14 @@ def image_features(model: nn.Module, pictures: np.ndarray, batch: int = 128) -> 
 def text_features(
     model: nn.Module, tokenizer, captions: Sequence[str], batch: int = 512
 ) -> np.ndarray:
-    """Unnormalised CLIP text embeddings, float32 array of shape (n, embed_dim).
-
-    Equal captions are read once.
-    """
+    """Unnormalised CLIP text embeddings, float32 array of shape (n, embed_dim)."""
     device = next(model.parameters()).device
-    different, number = np.unique(np.asarray(captions, dtype=object), return_inverse=True)
-    tokens = tokenizer(list(different))
-    small = hasattr(model, "token_embedding") and len(tokens) > 0
-    with used_tokens(model, tokens) if small else nullcontext(tokens) as known:
-        parts = [
-            model.encode_text(known[i : i + batch].to(device)).float().cpu()
-            for i in range(0, len(known), batch)
-        ]
-    return torch.cat(parts).numpy()[number]
+    tokens = tokenizer(list(captions))
+    parts = [
+        model.encode_text(tokens[i : i + batch].to(device)).float().cpu()
+        for i in range(0, len(tokens), batch)
+    ]
+    return torch.cat(parts).numpy()
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -289,16 +289,18 @@ def ceiling_maps(
     draw_chance(axes[-1], chance, "no repetition")
     axes[-1].axvline(0, color="#BBBBBB", linewidth=0.8)
     axes[-1].set(xlabel="time (ms)", ylabel="mean over channels")
-    axes[-1].legend(fontsize=7)
+    axes[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def learning_curves(history: pd.DataFrame, columns: Mapping[str, str], ylabel: str) -> None:
-    """Training curves: one line for each column of a history table with a `step` column."""
+def learning_curves(
+    history: pd.DataFrame, columns: Mapping[str, str], ylabel: str, unit: str = "step"
+) -> None:
+    """Training curves: one line for each column of a history table with a `step` column, in `unit`."""
     _, ax = plt.subplots(figsize=(6, 2.6))
     for column, colour in columns.items():
         ax.plot(history["step"], history[column], color=colour, label=column)
-    ax.set(xlabel="step", ylabel=ylabel)
-    ax.legend()
+    ax.set(xlabel=unit, ylabel=ylabel)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def similarity(matrix: np.ndarray, labels: Sequence[str], title: str) -> None:

@@ -62,6 +62,7 @@ METRICS = {
     "category_accuracy": "category accuracy",
     "silhouette_iou": "silhouette IoU",
     "iou": "silhouette IoU",
+    "part_iou": "part IoU",
     "boundary_f": "boundary F",
     "edge_f": "edge F",
     "relation_accuracy": "tan relations, accuracy",
@@ -197,8 +198,9 @@ def subject_dots(
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside right upper", fontsize=8)
     n = table.loc[table["metric"].isin(metrics) & table["subject"].isin(subjects), "n"]
+    items = f"{n.max()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
     fig.supxlabel(
-        f"dot: mean over n = {n.max()} items of a subject, bar: 95 % bootstrap interval over items",
+        f"dot: mean over n = {items} items of a subject, bar: 95 % bootstrap interval over items",
         fontsize=8, color="#555555",
     )  # fmt: skip
 
@@ -300,8 +302,8 @@ def reliability_and_maps(
         colour = 1 - shade * (1 - np.array(to_rgb(COLOURS["eeg"])))
         axes[0].plot(times * 1000, reliability.mean(0), color=colour, label=plain(subject))
     draw_chance(axes[0], 0.0, "nothing repeats")
-    axes[0].set(xlabel="time (ms)", ylabel="reliability", title="noise ceiling")
-    axes[0].legend(fontsize=7)
+    axes[0].set(xlabel="time (ms)", ylabel="mean over channels", title="reliability")
+    axes[0].legend(fontsize=7, loc="upper right", framealpha=0.85)
     axes[1].plot(times * 1000, evoked_uv.T, color=COLOURS["eeg"], alpha=0.35, linewidth=0.7)
     axes[1].set(xlabel="time (ms)", ylabel="µV", title=plain(title))
     limit = np.abs(evoked_uv).max()
