@@ -133,7 +133,7 @@ def results(study: str = "demo") -> str:
     peak = cost.loc[cost["metric"] == "peak_rss_mb", "value"].max() / 1000
     lines += [
         "",
-        f"The notebooks 00 to 06 behind these numbers took {wall:.0f} minutes, one after the other, and at most "
+        f"The notebooks 00 to 06 behind these numbers took {wall:.0f} minutes in sum, some of them side by side, and at most "
         f"{peak:.1f} GB, on two cores (`reports/demo/tables/runtime.csv`).",
     ]
     return "\n".join(lines)
