@@ -212,6 +212,8 @@ def check_magnitude(raw: mne.io.BaseRaw, where: str) -> None:
     names = [raw.ch_names[i] for i in mne.pick_types(raw.info, eeg=True)]  # bad ones are left out
     if not names:
         return
+    if not raw.n_times:
+        raise DatasetError(f"{where} holds no samples: its signal is missing. Copy it again")
     n_samples = min(raw.n_times, max(2, round(raw.info["sfreq"])))
     starts = np.linspace(0, raw.n_times - n_samples, 20).astype(int)
     blocks = [raw.get_data(names, i, i + n_samples, verbose="error") for i in np.unique(starts)]

@@ -214,6 +214,11 @@ def cut_signal(root):
     path.write_bytes(path.read_bytes()[: 252 * 1000])
 
 
+def lose_signal(root):
+    path = behaviour(root).parent.parent / "eeg" / "sub-01_ses-01_task-train_part-01_eeg.eeg"
+    path.write_bytes(b"")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -247,6 +252,7 @@ def cut_signal(root):
             root, lambda text: re.sub(r"(Mk5=)Stimulus,S..\d+", r"\1Response,R  1", text)),
          r"marker 'Response/R  1' is no stimulus"),
         (cut_signal, r"cannot be paired. Was the recording truncated"),
+        (lose_signal, r"part-01_eeg\.vhdr holds no samples: its signal is missing"),
     ],
 )  # fmt: skip
 def test_a_faulty_source_is_named(copy_of, spoil, message):

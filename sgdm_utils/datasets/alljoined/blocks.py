@@ -71,7 +71,8 @@ def read_subject(
             blocks[session, number] = _read_markers(raw, files[0]).assign(
                 run=f"{number:02d}", where=str(files[0])
             )
-            first = raw.get_data(stop=int(30 * SFREQ))
+            with reading(files[0], "EDF", "Copy the recording again"):
+                first = raw.get_data(stop=int(30 * SFREQ))
             digest = hashlib.sha256(np.ascontiguousarray(first)).hexdigest()
             rows.append(
                 {

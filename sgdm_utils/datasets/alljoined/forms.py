@@ -139,7 +139,8 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     """
     path = Path(root) / recording["path"]
     raw = blocks.open_edf(path)
-    raw.load_data(verbose="error")
+    with reading(path, "EDF", "Copy the recording again"):
+        raw.load_data(verbose="error")
     check_signal(raw.get_data(), raw.ch_names, str(path))
     return raw
 

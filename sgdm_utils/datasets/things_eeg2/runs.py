@@ -95,7 +95,9 @@ def tables(
     for row in found.to_dict("records"):
         raw = _header(row, root)
         sfreq = raw.info["sfreq"]
-        recordings.add(row, raw.ch_names, sfreq, raw.get_data(stop=min(raw.n_times, int(sfreq))))
+        with reading(root / row["path"], "a recording"):
+            first = raw.get_data(stop=min(raw.n_times, int(sfreq)))
+        recordings.add(row, raw.ch_names, sfreq, first)
         shown, dropped = read_events(row, root, raw, image_set)
         n_dropped += dropped
         part = {k: row[k] for k in ("subject", "session", "run")}
@@ -122,7 +124,8 @@ def read_raw(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     if recording["form"] == "things_eeg2_bids":
         raw = read_recording(recording, root).pick("eeg")
     else:
-        raw = _open(recording, root).load_data(verbose="error")
+        with reading(root / recording["path"], "a recording"):
+            raw = _open(recording, root).load_data(verbose="error")
         for name in raw.ch_names:  # one by one: all at once would double the memory
             check_signal(raw.get_data(name), [name], str(root / recording["path"]))
     check_channels(raw.ch_names, recording["path"], len(raw.ch_names))
@@ -225,9 +228,12 @@ def _open(recording: Mapping[str, Any], root: Path) -> mne.io.BaseRaw:
     path = root / recording["path"]
     require_beside(path)
     try:
-        return mne.io.read_raw(path, preload=False, verbose="error").pick("eeg")
+        raw = mne.io.read_raw(path, preload=False, verbose="error").pick("eeg")
     except Exception as error:  # readers raise whatever a broken header leads them to
         raise DatasetError(explain(path, error)) from error
+    if not raw.n_times:
+        raise DatasetError(f"{path} holds no samples: its signal is missing. Copy it again")
+    return raw
 
 
 BIDS_COLUMNS = ("onset", "sample", "value", "trial_type", "tot_img_number", "category_name")
