@@ -264,9 +264,9 @@ class EEGPosterior(SetLikelihood, ModelMixin, ConfigMixin):
         n_likeliest : int
             Pictures of the set that are averaged for each epoch; the others have no weight.
         """
-        return self._answer(
-            *self._weights(eeg, subject, n_averaged), eeg, subject, n_averaged, n_likeliest
-        )
+        outputs = self._outputs(eeg, subject, n_averaged)
+        both = self._weights(outputs, subject, n_averaged)
+        return self._answer(*both, outputs, subject, n_averaged, n_likeliest)
 
     @torch.no_grad()
     def draws(
@@ -289,29 +289,30 @@ class EEGPosterior(SetLikelihood, ModelMixin, ConfigMixin):
         n_draws : int
         rng : numpy.random.Generator
         """
-        both, answers = self._weights(eeg, subject, n_averaged), []
+        outputs = self._outputs(eeg, subject, n_averaged)
+        both, answers = self._weights(outputs, subject, n_averaged), []
         for _ in range(n_draws):
             anew = rng.standard_exponential(both[0].shape)
             weighed = (w * anew / (w * anew).sum(1, keepdims=True) for w in both)
-            answers.append(self._answer(*weighed, eeg, subject, n_averaged, n_likeliest))
+            answers.append(self._answer(*weighed, outputs, subject, n_averaged, n_likeliest))
         return answers
 
     def _weights(
-        self, eeg: torch.Tensor | np.ndarray, subject: str, n_averaged: int
+        self, outputs: torch.Tensor, subject: str, n_averaged: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Posterior over the pictures of the set (batch, n_gallery), by kind and by looks."""
-        looks = self.log_likelihood(eeg, subject, n_averaged).cpu().numpy()
+        looks = self._log_likelihood(outputs, subject, n_averaged, False).cpu().numpy()
         by_look = forward_model.posterior_weights(looks, self.config.look_temperature)
         by_look, likelihood = self._spread_out(by_look, self.config.largest_look_weight), looks
         if self.config.category_share:
-            likelihood = self.log_likelihood(eeg, subject, n_averaged, True).cpu().numpy()
+            likelihood = self._log_likelihood(outputs, subject, n_averaged, True).cpu().numpy()
         return self.weights(likelihood), by_look
 
     def _answer(
         self,
         weights: np.ndarray,
         by_look: np.ndarray,
-        eeg: torch.Tensor | np.ndarray,
+        outputs: torch.Tensor,
         subject: str,
         n_averaged: int,
         n_likeliest: int,
@@ -323,14 +324,14 @@ class EEGPosterior(SetLikelihood, ModelMixin, ConfigMixin):
             for name, w in (("gallery", by_look), ("silhouettes", weights), ("colours", by_look))
         }
         if config.linear_share:
-            measured = eeg, subject, n_averaged, n_likeliest
+            measured = outputs, subject, n_averaged, n_likeliest
             by_kind = self._unexplained(weights, config.category_share > 0, *measured)
             evidence = {"silhouettes": by_kind}
             evidence |= dict.fromkeys(
                 ("gallery", "colours"), self._unexplained(by_look, False, *measured)
             )
             for name, of_epochs in evidence.items():
-                moved = torch.tensordot(of_epochs, getattr(self, f"with_{name}").double(), 1)
+                moved = torch.tensordot(of_epochs, self._in_double(f"with_{name}"), 1)
                 means[name] = means[name] + moved.float().cpu().numpy()
         codes = np.eye(len(config.categories) + 1, dtype=np.float32)[category + 1][:, 1:]
         silhouettes = torch.from_numpy(means["silhouettes"] / 255)
@@ -356,21 +357,19 @@ class EEGPosterior(SetLikelihood, ModelMixin, ConfigMixin):
         self,
         weights: np.ndarray,
         labelled: bool,
-        eeg: torch.Tensor | np.ndarray,
+        outputs: torch.Tensor,
         subject: str,
         n_averaged: int,
         n_likeliest: int,
     ) -> torch.Tensor:
         """`ForwardModel.unexplained` of the weighted mean of the set, (batch, n_features)."""
-        index, share = self.config.subjects.index(subject), self.config.linear_share
-        part = self._model(index, labelled)
-        eeg = torch.as_tensor(eeg, device=self.gallery.device).double()
+        part = self._model(self.config.subjects.index(subject), labelled)
         features = self._features(labelled).cpu().numpy()
         guess = forward_model.posterior_mean(weights, features, n_likeliest)
-        rest = self._outputs(eeg, part) - torch.from_numpy(guess).to(eeg) @ part["coefficients"]
-        variance = part["typical_variance"] + part["noise_variance"] / n_averaged
-        total = share * part["signal"] + variance.diag()
-        return share * torch.linalg.solve(total, rest.T).T @ part["coefficients"].T
+        rest = outputs - torch.from_numpy(guess).to(outputs) @ part["coefficients"]
+        total = self._total_variance(subject, labelled, n_averaged)
+        solved = torch.linalg.lu_solve(*total, rest.T)
+        return self.config.linear_share * solved.T @ part["coefficients"].T
 
     def weights(self, log_likelihood: np.ndarray) -> np.ndarray:
         """Posterior over the pictures of the set, (batch, n_gallery), from `log_likelihood`."""

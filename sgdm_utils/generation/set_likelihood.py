@@ -52,6 +52,13 @@ class SetLikelihood:
         ValueError
             For somebody without a model, epochs of another shape or with NaN, no number of trials.
         """
+        outputs = self._outputs(eeg, subject, n_averaged)
+        return self._log_likelihood(outputs, subject, n_averaged, labelled)
+
+    def _outputs(
+        self, eeg: torch.Tensor | np.ndarray, subject: str, n_averaged: int
+    ) -> torch.Tensor:
+        """Outputs of the model of a person (batch, n_outputs), float64; see `log_likelihood`."""
         if subject not in self.config.subjects:
             raise ValueError(
                 f"no forward model of {subject!r}: there are models of "
@@ -74,17 +81,16 @@ class SetLikelihood:
             rows = (~torch.isfinite(eeg)).flatten(1).any(1).nonzero()[:5, 0].tolist()
             raise ValueError(f"eeg holds NaN or infinity, first in epochs {rows}")
         part = self._model(self.config.subjects.index(subject))
-        outputs = self._outputs(eeg, part)
+        return (part["left"] @ eeg @ part["right"]).flatten(1)[:, part["selected"]] - part["center"]
+
+    def _log_likelihood(
+        self, outputs: torch.Tensor, subject: str, n_averaged: int, labelled: bool
+    ) -> torch.Tensor:
         labelled = labelled and self.config.category_share > 0
         weighted, precision, constant = self._expected(subject, labelled, n_averaged)
         outputs = outputs.float()
         fit = outputs @ weighted.T - 0.5 * outputs**2 @ precision.T
         return fit.double() - 0.5 * constant
-
-    @staticmethod
-    def _outputs(eeg: torch.Tensor, part: dict[str, torch.Tensor]) -> torch.Tensor:
-        outputs = (part["left"] @ eeg @ part["right"]).flatten(1)[:, part["selected"]]
-        return outputs - part["center"]
 
     def _features(self, labelled: bool) -> torch.Tensor:
         if not labelled:
@@ -102,9 +108,7 @@ class SetLikelihood:
         It does not depend on the EEG and takes ten times as long as what does, so it is kept for the
         last person and a few numbers of trials: a stream is decoded epoch by epoch.
         """
-        if self._kept_subject != subject:
-            self._forget()
-            self._kept_subject = subject
+        self._turn_to(subject)
         key = labelled, float(n_averaged)
         if key not in self._kept:
             if labelled not in self._predicted:
@@ -119,6 +123,33 @@ class SetLikelihood:
             while len(self._kept) > self.n_kept:
                 self._kept.pop(next(iter(self._kept)))
         return self._kept[key]
+
+    def _total_variance(
+        self, subject: str, labelled: bool, n_averaged: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Covariance of outputs around a weighted mean of the set, factorised (`ForwardModel.unexplained`)."""
+        self._turn_to(subject)
+        key = labelled, float(n_averaged)
+        if key not in self._kept_totals:
+            part = self._model(self.config.subjects.index(subject), labelled)
+            variance = part["typical_variance"] + part["noise_variance"] / n_averaged
+            total = self.config.linear_share * part["signal"] + variance.diag()
+            self._kept_totals[key] = torch.linalg.lu_factor(total)
+            while len(self._kept_totals) > self.n_kept:
+                self._kept_totals.pop(next(iter(self._kept_totals)))
+        return self._kept_totals[key]
+
+    def _in_double(self, name: str) -> torch.Tensor:
+        """A buffer in double precision: turning it takes longer than using it for one epoch."""
+        if name not in self._kept_double:
+            self._kept_double[name] = getattr(self, name).double()
+        return self._kept_double[name]
+
+    def _turn_to(self, subject: str) -> None:
+        """What is kept is kept for one person."""
+        if self._kept_subject != subject:
+            self._forget()
+            self._kept_subject = subject
 
     def _predict(self, subject: str, labelled: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of the outputs of each picture of the set, float32 (n_gallery, n_outputs)."""
@@ -136,6 +167,8 @@ class SetLikelihood:
         self._kept_subject: str | None = None
         self._predicted: dict[bool, tuple] = {}
         self._kept: dict[tuple[bool, float], tuple] = {}
+        self._kept_totals: dict[tuple[bool, float], tuple] = {}
+        self._kept_double: dict[str, torch.Tensor] = {}
         self._kept_features: torch.Tensor | None = None
         self._models: dict[tuple[int, bool], dict[str, torch.Tensor]] = {}
 
