@@ -174,6 +174,24 @@ def test_what_is_kept_between_epochs_is_of_the_weights_that_are_there(study, tmp
     assert not torch.equal(component.half().log_likelihood(epoch, "sub-01", REPS), changed)
 
 
+def test_answers_do_not_depend_on_what_was_asked_before(study, tmp_path):
+    """What the averages leave unexplained is weighed for this number of trials and these weights."""
+    study[0].save_pretrained(tmp_path)
+    epoch = study[-1][:1]
+
+    def fresh(n):
+        return EEGPosterior.from_pretrained(tmp_path)(epoch, "sub-01", n).embedding
+
+    component = EEGPosterior.from_pretrained(tmp_path)
+    component.n_kept = 1
+    asked = {n: component(epoch, "sub-01", n).embedding for n in (REPS, 1, 2, REPS)}
+    assert all(torch.equal(answer, fresh(n)) for n, answer in asked.items())
+    assert not torch.equal(asked[1], asked[REPS])
+    other = {k: 2 * v if k == "with_gallery" else v for k, v in component.state_dict().items()}
+    component.load_state_dict(other)
+    assert not torch.equal(component(epoch, "sub-01", REPS).embedding, asked[REPS])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
