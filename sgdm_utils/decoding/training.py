@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import torch
+
+#: What `ONEDNN_MAX_CPU_ISA` can say that leaves bfloat16 to emulation (oneDNN 3.x, "CPU Dispatcher Control").
+OLDER_INSTRUCTIONS = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
 
 def keep_electrodes(
@@ -63,4 +67,8 @@ def training_dtype(device: torch.device | str) -> torch.dtype:
     # torch names its probes differently from version to version; a missing one counts as "no"
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     able = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
-    return torch.bfloat16 if torch.device(device).type == "cpu" and able else torch.float32
+    # asked to keep to older instructions (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA), it would emulate
+    limited = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    limited |= os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in OLDER_INSTRUCTIONS
+    able &= torch.device(device).type == "cpu" and not limited
+    return torch.bfloat16 if able else torch.float32
