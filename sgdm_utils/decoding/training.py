@@ -60,12 +60,24 @@ def embed(encoder, eeg: np.ndarray, subject: np.ndarray, batch: int = 512) -> to
     return torch.cat(parts)
 
 
-def training_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the processor computes in it, float32 elsewhere (emulation is slower)."""
+def training_dtype(device: torch.device | str, large: bool = False) -> torch.dtype:
+    """bfloat16 where the processor gains from it, float32 elsewhere.
+
+    Parameters
+    ----------
+    device : where the networks compute
+    large : bool, whether they are large (Stable Diffusion). Those gain from any bfloat16 instructions,
+        the small networks of this study from matrix units (AMX) only: without them a step of its UNet
+        takes a tenth longer than in float32 (`reports/benchmarks/generator.csv`).
+
+    Returns
+    -------
+    torch.bfloat16 or torch.float32
+    """
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     # torch names its probes differently from version to version; a missing one counts as "no"
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    probes = ("_is_amx_tile_supported", *(("_is_avx512_bf16_supported",) if large else ()))
     able = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
     # asked to keep to older instructions (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA), it would emulate
     limited = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")

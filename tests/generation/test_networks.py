@@ -533,15 +533,18 @@ def test_training_dtype_is_one_that_the_processor_computes_in(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    assert training.training_dtype("cpu") == torch.float32
+    assert training.training_dtype("cpu", large=True) == torch.float32
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert training.training_dtype("cpu", large=True) == torch.bfloat16
+    assert training.training_dtype("cpu") == torch.float32  # small networks gain nothing there
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert training.training_dtype(torch.device("cpu")) == torch.bfloat16
 
 
 @pytest.mark.parametrize("variable", ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"])
 def test_bfloat16_is_not_emulated_where_older_instructions_are_asked_for(monkeypatch, variable):
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     aten = "AVX2" if variable == "ATEN_CPU_CAPABILITY" else "AVX512"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: aten)
     if variable == "ONEDNN_MAX_CPU_ISA":

@@ -314,7 +314,8 @@ def test_a_float16_request_does_not_reach_the_vae(saved):
 
 def test_precision_follows_the_processor(saved, monkeypatch):
     monkeypatch.setattr(
-        "sgdm_utils.generation.pretrained.generator.training_dtype", lambda device: torch.bfloat16
+        "sgdm_utils.generation.pretrained.generator.training_dtype",
+        lambda device, large: torch.bfloat16 if large else torch.float32,
     )
     assert load(saved["sd15"], "sd15", dtype=None).pipe.unet.dtype == torch.bfloat16
 

@@ -98,7 +98,7 @@ class PretrainedGenerator:
         accept_licence : str or sequence of str
             Identifiers of the licences that you accept, as in `data/licences.yaml`. Paths need none.
         device : where the networks go
-        dtype : of UNet and ControlNet; `training_dtype` by default
+        dtype : of UNet and ControlNet; `training_dtype` of large networks by default
         vae_dtype : torch.float32 or torch.bfloat16
         variant : "fp16" to take the model's half-size files; the dtypes above still hold
         center, spread : see the class
@@ -125,7 +125,7 @@ class PretrainedGenerator:
         unet = check_model(folder, kind, variant)
         check_controlnet(control_folder, unet)
         adapter = read_adapter(adapter_file, unet)
-        dtype = dtype or training_dtype(device)
+        dtype = dtype or training_dtype(device, large=True)
         common: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
         control = diffusers.ControlNetModel.from_pretrained(control_folder, dtype=dtype, **common)
         # texts in float32: they are encoded once, on a processor that may know no 16-bit numbers
