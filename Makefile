@@ -22,8 +22,9 @@ CODE := sgdm_utils tests $(wildcard notebooks)
 STRIP := $(PY) -m nbstripout --keep-output --keep-count \
 	--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
 
-# Threads that wait in a loop keep a busy neighbour off the core; the digits are the same.
+# Threads that wait in a loop keep a busy neighbour off the core; some microseconds of it are worth their while.
 export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT ?= 1000
 
 # Engine and libraries keep caches at home; where that cannot be written, among the data.
 ifneq ($(shell test -w "$$HOME" && echo yes),yes)
@@ -35,10 +36,9 @@ endif
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-# Alignment and structure do not read one another, and neither keeps two cores busy: side by side they take three
-# quarters of the time, and 8 GB of memory together.
+# Alignment and structure do not read one another: side by side they take half of the time, and 8 GB of memory together.
 demo: STUDY = demo
-demo: RESOURCES := --cores 4 --resources gpu=2
+demo: RESOURCES := --resources gpu=2
 demo: environment ## run notebooks 00 to 07 on the simulated recording and print where the report is
 	@$(run-study)
 

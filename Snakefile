@@ -15,25 +15,23 @@ import sys
 import tempfile
 import time
 
-from sgdm_utils.workflow import artifacts, locks, paths, run, status
+from sgdm_utils.workflow import artifacts, locks, machine, paths, run, status
 from sgdm_utils.workflow import config as study_config
 
 
 PYTHON = shlex.quote(sys.executable)
-# The engine would tell every job to compute with as many threads as its rule has. Here a notebook uses what it
-# finds, or what these variables said before the engine started; on a cluster as many as the job was given, where it may see
+# The engine would tell every job to compute with as many threads as its rule has. Here a notebook takes half of the
+# processors (`machine.share_processors`), or what these variables said before the engine started; on a cluster as many as the job was given, where it may see
 # all cores of the node.
 GIVEN = os.environ.get("SLURM_CPUS_PER_TASK")
 THREADS = " ".join(
     f"export {name}={shlex.quote(value)};" if (value := os.environ.get(name) or GIVEN) else f"unset {name};"
-    for name in (
-        *("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"),
-        *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
-    )
+    for name in machine.THREAD_VARIABLES
 )
-# People are prepared side by side. A training counts as two cores, so that on a laptop it has the machine,
-# unless it was told to compute with fewer threads.
-CORES = int(os.environ.get("OMP_NUM_THREADS", "2").split(",")[0] or 2)
+# A notebook counts as half of the cores that the engine was given, so two run side by side, of trainings as many as
+# there are cards (`--resources gpu=2`); or as the threads it was told to compute with. One for a single person computes
+# with one thread.
+CORES = int((os.environ.get("OMP_NUM_THREADS") or "0").split(",")[0]) or max(1, (workflow.cores or 2) // 2)
 # For clusters: who computes on a card (on a part of one: --config card=shard:1), memory (MB) and time (minutes), both
 # doubled when a job has to be repeated.
 CARD = {"gres": str(config["card"])} if "card" in config else {"gpu": 1}

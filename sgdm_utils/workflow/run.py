@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from sgdm_utils.workflow import atomic, locks, paths
+from sgdm_utils.workflow import atomic, locks, machine, paths
 from sgdm_utils.workflow import config as study_config
 from sgdm_utils.workflow.config import ConfigError, Step, StudyConfig
 
@@ -118,8 +118,7 @@ def _execute(config: StudyConfig, step: Step, label: str) -> Path:
     _homes()
     # A python3 kernel that the user installed from another environment must not take over.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    # Threads that wait in a loop keep a busy neighbour off the core; the digits are the same.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    machine.share_processors(os.environ)
     # Clusters set MPLBACKEND=Agg, with which the executed copy would hold no figure, without a word.
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     # The kernel imports this copy of the package, also where another checkout is installed.

@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+from sgdm_utils.workflow import machine
+
 PROGRAM = """
 from sgdm_utils import workflow
 workflow.one_thread()
@@ -19,3 +23,19 @@ def test_every_library_of_linear_algebra_keeps_to_one_thread(monkeypatch):
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.strip("[]\n").split(", ")) == {"1"}
+
+
+@pytest.mark.parametrize(("processors", "threads"), [(1, "1"), (2, "1"), (3, "1"), (8, "4")])
+def test_a_notebook_takes_half_of_the_processors(monkeypatch, processors, threads):
+    monkeypatch.setattr(machine, "n_processors", lambda: processors)
+    environment = {"OMP_NUM_THREADS": ""}
+    machine.share_processors(environment)
+    expected = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+    assert environment == expected
+
+
+@pytest.mark.parametrize("name", machine.THREAD_VARIABLES)
+def test_whoever_says_how_many_threads_is_obeyed(name):
+    told = {name: "3", "OMP_WAIT_POLICY": "active"}
+    machine.share_processors(environment := dict(told))
+    assert environment == told

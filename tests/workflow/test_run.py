@@ -313,7 +313,7 @@ def test_the_graph_follows_what_can_change_a_number_and_nothing_else(complete):
     assert (done.returncode, ran(done)) == (0, ["00_data", "01_preprocessing sub-02"])
 
 
-@pytest.mark.parametrize("threads, together", [("1", True), ("2", False)])
+@pytest.mark.parametrize("threads, together", [("", True), ("1", True), ("2", False)])
 def test_trainings_that_leave_a_core_free_run_side_by_side(
     complete, monkeypatch, threads, together
 ):
