@@ -31,7 +31,7 @@ THREADS = " ".join(
 # A notebook counts as half of the cores that the engine was given, so two run side by side, of trainings as many as
 # there are cards (`--resources gpu=2`); or as the threads it was told to compute with. One for a single person computes
 # with one thread.
-CORES = int((os.environ.get("OMP_NUM_THREADS") or "0").split(",")[0]) or max(1, (workflow.cores or 2) // 2)
+CORES = int((os.environ.get("OMP_NUM_THREADS") or "0").split(",")[0]) or max(1, (workflow.resource_settings.cores or 2) // 2)
 # For clusters: who computes on a card (on a part of one: --config card=shard:1), memory (MB) and time (minutes), both
 # doubled when a job has to be repeated.
 CARD = {"gres": str(config["card"])} if "card" in config else {"gpu": 1}

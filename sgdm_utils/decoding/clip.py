@@ -54,12 +54,47 @@ def tokenizer_for(config: dict) -> open_clip.tokenizer.SimpleTokenizer:
 
 
 @contextmanager
+def used_positions(model: nn.Module, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Within the block the text tower reads no further than the longest text; afterwards as far as it can.
+
+    A text is read where it ends, and attention looks back only, so what stands behind the end costs
+    time and says nothing. Trained positions stand in their places afterwards. Towers of another build
+    (not causal, pooled elsewhere than at the end, behind a wrapper) read all of their positions.
+
+    Parameters
+    ----------
+    model : open_clip model
+    tokens : int tensor of shape (n, context_length), 0 behind the end of a text
+
+    Yields
+    ------
+    int tensor of shape (n, length of the longest text)
+    """
+    every, mask = getattr(model, "positional_embedding", None), getattr(model, "attn_mask", None)
+    pooled_at_end = getattr(model, "text_pool_type", None) == "argmax"
+    if every is None or mask is None or not pooled_at_end or tokens.shape[1] != len(every):
+        yield tokens
+        return
+    length = int((tokens != 0).any(0).nonzero().max()) + 1
+    model.positional_embedding = nn.Parameter(
+        every.detach()[:length].clone(), requires_grad=every.requires_grad
+    )
+    model.attn_mask = mask[:length, :length]
+    try:
+        yield tokens[:, :length]
+    finally:
+        with torch.no_grad():
+            every[:length] = model.positional_embedding
+        model.positional_embedding, model.attn_mask = every, mask
+
+
+@contextmanager
 def used_tokens(model: nn.Module, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
     """Within the block a model knows the tokens of a data set only; afterwards all of them again.
 
     Gradients and optimiser steps of an embedding of 49,408 tokens cost more than a small text tower,
-    and captions use few of them. On leaving, the trained rows stand in their places; the others are as
-    they were.
+    and captions use few of them, and few positions (`used_positions`). On leaving, the trained rows stand in their places;
+    the others are as they were.
 
     Parameters
     ----------
@@ -68,21 +103,22 @@ def used_tokens(model: nn.Module, tokens: torch.Tensor) -> Iterator[torch.Tensor
 
     Yields
     ------
-    int tensor like `tokens`, numbered anew in the same order (open_clip reads a text where its highest
-    token is)
+    int tensor of shape (n, length of the longest text), numbered anew in the same order (open_clip
+    reads a text where its highest token is)
     """
-    used, numbered = tokens.unique(return_inverse=True)
     every = model.token_embedding
-    used = used.to(every.weight.device)
-    model.token_embedding = nn.Embedding.from_pretrained(
-        every.weight.detach()[used].clone(), freeze=False
-    )
-    try:
-        yield numbered
-    finally:
-        with torch.no_grad():
-            every.weight[used] = model.token_embedding.weight
-        model.token_embedding = every
+    with used_positions(model, tokens) as shortened:
+        used, numbered = shortened.unique(return_inverse=True)
+        used = used.to(every.weight.device)
+        model.token_embedding = nn.Embedding.from_pretrained(
+            every.weight.detach()[used].clone(), freeze=False
+        )
+        try:
+            yield numbered
+        finally:
+            with torch.no_grad():
+                every.weight[used] = model.token_embedding.weight
+            model.token_embedding = every
 
 
 def save_clip(model: nn.Module, config: dict, folder: Path) -> None:
@@ -192,14 +228,15 @@ def image_features(model: nn.Module, pictures: np.ndarray, batch: int = 128) -> 
 def text_features(
     model: nn.Module, tokenizer, captions: Sequence[str], batch: int = 512
 ) -> np.ndarray:
-    """Unnormalised CLIP text embeddings, float32 array of shape (n, embed_dim)."""
+    """Unnormalised CLIP text embeddings, float32 array of shape (n, embed_dim).
+
+    Equal captions are read once.
+    """
     device = next(model.parameters()).device
-    tokens = tokenizer(list(captions))
-    parts = [
-        model.encode_text(tokens[i : i + batch].to(device)).float().cpu()
-        for i in range(0, len(tokens), batch)
-    ]
-    return torch.cat(parts).numpy()
+    captions, which = np.unique(np.asarray(captions, dtype=object), return_inverse=True)
+    with used_positions(model, tokenizer(captions.tolist())) as tokens:
+        parts = [model.encode_text(part.to(device)).float().cpu() for part in tokens.split(batch)]
+    return torch.cat(parts).numpy()[which]
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -515,6 +515,31 @@ def test_only_the_tokens_in_use_are_trained():
     torch.testing.assert_close(after, before)
 
 
+def test_a_text_tower_reads_no_further_than_the_longest_text():
+    config = decoding_clip.tiny_clip_config(16, 64)
+    model = decoding_clip.create_clip(config).eval()
+    tokenizer = decoding_clip.tokenizer_for(config)
+    captions = ["a blue kite at the left", "a red star", "a blue kite at the left"]
+    tokens = tokenizer(captions)
+    with torch.no_grad():
+        said = model.encode_text(tokens)
+    before = model.positional_embedding.detach().clone()
+    with decoding_clip.used_positions(model, tokens) as shortened:
+        assert shortened.shape == (3, 8)  # six words between start and end
+        torch.testing.assert_close(model.encode_text(shortened).detach(), said)
+        with torch.no_grad():
+            model.positional_embedding += 1
+    assert model.attn_mask.shape == (32, 32)
+    after = model.positional_embedding.detach()
+    assert torch.equal(after[:8], before[:8] + 1) and torch.equal(after[8:], before[8:])
+    after[:8] = before[:8]
+    features = decoding_clip.text_features(model, tokenizer, captions)
+    np.testing.assert_allclose(features, said.numpy(), atol=1e-6)
+    model.text_pool_type = "last"  # the end is somewhere else: nothing is left out
+    with decoding_clip.used_positions(model, tokens) as all_positions:
+        assert all_positions is tokens
+
+
 def test_the_digest_of_weights_sees_every_weight(clip):
     digest = weights_digest(clip)
     assert weights_digest(clip) == digest and len(digest) == 64
