@@ -26,7 +26,11 @@ from sgdm_utils.workflow.atomic import atomic_file
 
 ROUNDS = int(os.environ.get("SGDM_BENCH_ROUNDS", "3"))
 BASE = os.environ.get("SGDM_BENCH_BASE", "")
-NOTEBOOKS = [p.stem for p in sorted(paths.notebook_dir().glob("0*.ipynb"))]
+#: Those that both sides have.
+NOTEBOOKS = [
+    p.stem for p in sorted(paths.notebook_dir().glob("0*.ipynb"))
+    if not BASE or (Path(BASE) / "notebooks" / p.name).is_file()
+]  # fmt: skip
 SETTING_UP = ("workflow.begin", "workflow.require", "figures.use_style", "mne.set_log_level")
 
 
@@ -56,9 +60,13 @@ def seconds(root: Path, notebook: str, arguments: tuple[str, ...]) -> float:
     try:
         client.wait_for_ready(timeout=600)
         code = before_first_own_line(root / "notebooks" / f"{notebook}.ipynb")
-        asked = {"took": "__import__('time').process_time()", "where": "workflow.__file__"}
+        asked = {
+            "took": "__import__('time').process_time()",
+            "where": "__import__('sgdm_utils').__file__",
+        }
         reply = client.execute(code, reply=True, timeout=600, user_expressions=asked)["content"]
         assert reply["status"] == "ok", reply
+        assert all(v["status"] == "ok" for v in reply["user_expressions"].values()), reply
         answer = {k: v["data"]["text/plain"] for k, v in reply["user_expressions"].items()}
     finally:
         client.stop_channels()

@@ -45,7 +45,9 @@ def running(notebook: str, root: Path) -> tuple[psutil.Process, str] | None:
             words = process.cmdline()[1:]
             if words[:4] == ["-m", "sgdm_utils", "run", notebook]:
                 logs = root.rglob(f"logs/joint_seed-{words[-1]}_{notebook}.log")
-                if root in (here := Path(process.cwd()), *here.parents) and list(logs):
+                # it works where the notebook lies; the study is where its data are told to be
+                places = (process.cwd(), process.environ().get("SGDM_DATA") or "/")
+                if any(Path(place).is_relative_to(root) for place in places) and list(logs):
                     return process, words[-1]
         except psutil.Error:
             continue
