@@ -13,6 +13,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -163,6 +164,18 @@ class SGDMPipeline(DiffusionPipeline):
                 )
                 pipe._alphas_bar = trained.alphas_cumprod
         return pipe
+
+    def save_pretrained(self, folder: str | os.PathLike, **kwargs) -> None:
+        """Write a folder that `from_pretrained` reads; nothing in it says where a component came from.
+
+        diffusers keeps the folder that a component was loaded from in its configuration: equal networks
+        would have other bytes in another place, and whoever gets the folder would read names of this machine.
+        """
+        for part in (self, *self.components.values()):
+            if "_name_or_path" in getattr(part, "config", {}):
+                kept = {k: v for k, v in part.config.items() if k != "_name_or_path"}
+                part._internal_dict = FrozenDict(kept)
+        super().save_pretrained(folder, **kwargs)
 
     def to(self, *args, **kwargs) -> SGDMPipeline:
         """Move to a device, and UNet, ControlNet and conditions to a type; the others stay float32."""

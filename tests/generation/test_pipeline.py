@@ -207,6 +207,24 @@ def test_saved_and_loaded_it_gives_the_same_and_has_a_card(pipe, eeg, tmp_path):
     assert f"| unet | UNet2DConditionModel | {n:,} |" in card
 
 
+def test_what_is_saved_again_elsewhere_has_the_same_bytes_and_no_name_of_this_machine(
+    pipe, tmp_path
+):
+    pipe.save_pretrained(tmp_path / "here")
+    loaded = SGDMPipeline.from_pretrained(tmp_path / "here")
+    loaded.save_pretrained(tmp_path / "there")
+    files = {
+        where: {
+            str(path.relative_to(tmp_path / where)): path.read_bytes()
+            for path in (tmp_path / where).rglob("*")
+            if path.is_file()
+        }
+        for where in ("here", "there")
+    }
+    assert files["here"] == files["there"]
+    assert not [name for name, data in files["there"].items() if str(tmp_path).encode() in data]
+
+
 def test_a_fresh_interpreter_loads_it_with_one_import(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     code = "from sgdm_utils.generation.pipeline import SGDMPipeline as P; print(P.from_pretrained('model').decoder.config.subjects)"
