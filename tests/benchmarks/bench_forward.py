@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -94,6 +94,12 @@ def fit_theirs(folder: Path) -> float:
     return float(np.corrcoef(predicted.ravel(), averages[-N_VAL:].ravel())[0, 1])
 
 
+def peak_gb() -> float:
+    """Largest resident memory of this process so far (Linux; ru_maxrss would be the parent's)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024 / 1e9
+
+
 def measured(side: str, folder: Path, root: str = "") -> dict[str, float]:
     """Seconds, peak gigabytes beyond the imports, and accuracy of one side, in its own process."""
     command = [sys.executable, __file__, side, str(folder)]
@@ -140,9 +146,8 @@ if __name__ == "__main__":
 
     import sgdm_utils.decoding.forward.model  # noqa: F401
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_gb()
     began = time.process_time()
     r = fit(Path(sys.argv[2]))
     seconds = time.process_time() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"s": seconds, "gb": (peak - before) / 1e6, "r": r}))
+    print(json.dumps({"s": seconds, "gb": peak_gb() - before, "r": r}))
