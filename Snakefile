@@ -58,6 +58,7 @@ try:
             for folder in (paths.study_dir(name), paths.report_dir(name)):
                 run.require_writable(folder)
             locks.hold_until_exit(run.engine_lock(name), f"study {name!r}")
+        run.sweep(PLAN)
 except (study_config.ConfigError, locks.BusyError) as error:
     sys.exit(f"{error}")  # written to stderr also where the engine was told to be quiet
 except OSError as error:
@@ -160,6 +161,10 @@ if SWEEP:
         localrule: True
         shell:
             "{PYTHON} -m sgdm_utils sweep {NAME}"
+
+
+onsuccess:  # a process whose engine was killed may have ended since this one started
+    run.sweep(PLAN)
 
 
 onerror:  # the last words on the console, also where other jobs went on

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +31,7 @@ from typing import Any
 
 import psutil
 
-from sgdm_utils.workflow import atomic, locks, machine, paths
+from sgdm_utils.workflow import artifacts, atomic, locks, machine, paths
 from sgdm_utils.workflow import config as study_config
 from sgdm_utils.workflow.config import ConfigError, Step, StudyConfig
 
@@ -84,8 +84,7 @@ def execute(config: StudyConfig, step: Step) -> Path:
             with locks.held(engine_lock(step.study), f"study {step.study!r}"):
                 pass
         # a step of an engine that was killed notices within seconds that nobody waits for it
-        lock = step.artifact.parent / f".{step.stage}.running.lock"
-        stack.enter_context(locks.held(lock, f"[{label}]", _PATIENCE_S))
+        stack.enter_context(locks.held(_running_lock(step), f"[{label}]", _PATIENCE_S))
         for left in (folder, step.artifact.parent, step.executed.parent.parent / "tables"):
             atomic.sweep(left)
         for left in step.executed.parent.glob(f"{step.executed.stem}.*.running.ipynb"):
@@ -96,6 +95,61 @@ def execute(config: StudyConfig, step: Step) -> Path:
 def engine_lock(study: str) -> Path:
     """Return the lock that an engine holds while it runs a study."""
     return paths.study_dir(study) / ".engine.lock"
+
+
+def sweep(steps: Iterable[Step]) -> None:
+    """Put away what killed processes of a study have left; what somebody computes right now stays.
+
+    A notebook may have been killed when its result was complete, so that nothing runs it again. Then its copy becomes
+    the executed one where there is none, and the states of its trainings, which are older than the
+    result, have no use any more.
+    """
+    folders = set()
+    for step in steps:
+        reports = step.executed.parent.parent
+        folders |= {paths.study_dir(step.study), step.artifact.parent, reports}
+        folders |= {path for path in reports.glob("*") if path.is_dir()}
+    for folder in folders:
+        atomic.sweep(folder)
+    for step in steps:
+        copies = sorted(step.executed.parent.glob(f"{step.executed.stem}.*.running.ipynb"))
+        if not copies and not _useless_states(step):
+            continue
+        with contextlib.suppress(locks.BusyError), locks.held(_running_lock(step), _label(step)):
+            if _content(step).is_file() and copies and not step.executed.is_file():
+                with contextlib.suppress(ValueError, OSError):  # half written: nothing to keep
+                    _to_its_place(copies[-1], step)
+            for left in copies:
+                left.unlink(missing_ok=True)
+            for folder in _useless_states(step):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _content(step: Step) -> Path:
+    return step.artifact / artifacts.CONTENT
+
+
+def _useless_states(step: Step) -> list[Path]:
+    """The folder of a step's training states, if none of them is younger than its result."""
+    folder = step.artifact.parent / f"{step.stage}_training"
+    states = [path.stat().st_mtime for path in folder.glob("*")]
+    if not folder.is_dir() or not _content(step).is_file():
+        return []
+    return [folder] if max(states, default=0) <= _content(step).stat().st_mtime else []
+
+
+def _running_lock(step: Step) -> Path:
+    return step.artifact.parent / f".{step.stage}.running.lock"
+
+
+def _to_its_place(running: Path, step: Step) -> None:
+    """Make the copy that was written while a notebook ran its executed one."""
+    import nbformat
+
+    notebook = nbformat.read(running, as_version=4)
+    _forget_paths(notebook, step)
+    nbformat.write(notebook, running)
+    os.replace(running, step.executed)
 
 
 def _execute(config: StudyConfig, step: Step, label: str) -> Path:
@@ -164,10 +218,7 @@ def _execute(config: StudyConfig, step: Step, label: str) -> Path:
         raise
     finally:
         if running.is_file():
-            notebook = nbformat.read(running, as_version=4)
-            _forget_paths(notebook, step)
-            nbformat.write(notebook, running)
-            os.replace(running, target)
+            _to_its_place(running, step)
     if not failure and step.stage in paths.STAGES:
         failure = _nothing_new(step, started)
     took = f"{clock(time.time() - started)}, peak {peak[0] / 1e9:.1f} GB"

@@ -551,3 +551,34 @@ def test_a_killed_run_of_the_graph_goes_on_where_it_was(complete):
     assert done.returncode == 0, done.stderr
     assert ran(done) == ["06_evaluation seed 0", "07_figures seed 0"]
     assert not list(executed.glob("*.running.ipynb"))
+
+
+def test_what_killed_processes_left_of_complete_steps_is_put_away(complete):
+    """Nothing runs a complete step again, so nothing but the next start can tidy up behind it."""
+    reports, seed = complete.root / "reports/demo", complete.artifact("joint", "pipeline", 0).parent
+    executed = {
+        n: reports / f"executed/joint_seed-0_{n}.ipynb"
+        for n in ("05_diffusion_training", "06_evaluation")
+    }
+    copies = {name: path.with_suffix(".4711.running.ipynb") for name, path in executed.items()}
+    for name, path in executed.items():
+        shutil.copy(path, copies[name])
+    executed["06_evaluation"].unlink()  # killed before its copy had its name
+    token = "0" * 12
+    parts = [reports / "figures" / f".a.png.{token}.part", seed.parent / f".b.{token}.part"]
+    states = {stage: seed / f"{stage}_training" for stage in ("pipeline", "encoder")}
+    for folder in (*parts, *states.values()):
+        folder.mkdir(parents=True)
+        (folder / "state.pt").touch()
+    os.utime(states["pipeline"] / "state.pt", (0, 0))  # older than the result; the other is younger
+    left = [*copies.values(), *parts, *states.values()]
+    done = complete.snakemake("--quiet", "all", "--dry-run")
+    assert done.returncode == 0 and all(path.exists() for path in left), done.stderr
+    with locks.held(seed / ".pipeline.running.lock", "another process"):
+        assert complete.snakemake("--quiet", "all").returncode == 0
+    held = {copies["05_diffusion_training"], states["pipeline"], states["encoder"]}
+    assert {path for path in left if path.exists()} == held
+    assert executed["06_evaluation"].is_file()
+    done = complete.snakemake("--quiet", "all")
+    assert (done.returncode, ran(done)) == (0, []), done.stderr
+    assert {path for path in left if path.exists()} == {states["encoder"]}
