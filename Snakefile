@@ -39,6 +39,7 @@ GPU = {"encoder_pretrained", "encoder", "structure", "pipeline", "reconstruction
 NEEDS = {"data": (8000, 120), "pipeline": (32000, 720), "reconstructions": (32000, 480), "report": (8000, 60)}
 
 STARTED = time.time()
+NAMED = shlex.quote(locks.engine_name())
 ENGINE = workflow.is_main_process and not workflow.output_settings.dryrun
 try:
     SWEEP = study_config.load_sweep(str(config["sweep"])) if "sweep" in config else None
@@ -194,4 +195,4 @@ for step in PLAN:
             runtime=needs(step, 1),
             **({**CARD, "tasks": 1} if step.stage in GPU else {}),
         shell:
-            "{THREADS} export {locks.ENGINE}=1; {PYTHON} {params.command}"
+            "{THREADS} export {locks.ENGINE}={NAMED}; {PYTHON} {params.command}"

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 ENGINE = "SGDM_ENGINE"  # environment variable by which a step knows that an engine started it
@@ -21,6 +22,18 @@ ENGINE = "SGDM_ENGINE"  # environment variable by which a step knows that an eng
 
 class BusyError(RuntimeError):
     """Somebody else is computing this; the message says who."""
+
+
+def engine_name() -> str:
+    """What an engine tells its steps by `ENGINE`: node and process."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def engine_is_gone() -> bool:
+    """Whether the engine that started this step ran on this node and does not any more."""
+    node, _, process = os.environ.get(ENGINE, "").rpartition(":")
+    here = node == platform.node() and process.isdigit()
+    return here and not psutil.pid_exists(int(process))
 
 
 def shared_lock(path: Path) -> FileLock:

@@ -85,6 +85,8 @@ def execute(config: StudyConfig, step: Step) -> Path:
                 pass
         # a step of an engine that was killed notices within seconds that nobody waits for it
         stack.enter_context(locks.held(_running_lock(step), f"[{label}]", _PATIENCE_S))
+        if locks.engine_is_gone():  # while this waited; another engine may have the result already
+            raise locks.BusyError(f"[{label}] is not run: the engine that asked for it has ended")
         for left in (folder, step.artifact.parent, step.executed.parent.parent / "tables"):
             atomic.sweep(left)
         for left in step.executed.parent.glob(f"{step.executed.stem}.*.running.ipynb"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -582,3 +583,19 @@ def test_what_killed_processes_left_of_complete_steps_is_put_away(complete):
     done = complete.snakemake("--quiet", "all")
     assert (done.returncode, ran(done)) == (0, []), done.stderr
     assert {path for path in left if path.exists()} == {states["encoder"]}
+
+
+def test_a_step_whose_engine_ended_while_it_waited_is_not_run(complete):
+    before = (complete.artifact("joint", "encoder_pretrained", 0) / "manifest.json").read_text()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    arguments = ["-m", "sgdm_utils", "run", "02_encoder_pretraining", "--seed", "0"]
+    for process, code in ((ended.pid, 1), (os.getpid(), 0)):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=complete.root, capture_output=True, text=True,
+            env=complete.environment() | {locks.ENGINE: f"{platform.node()}:{process}"},
+        )  # fmt: skip
+        after = (complete.artifact("joint", "encoder_pretrained", 0) / "manifest.json").read_text()
+        assert (done.returncode, after == before) == (code, code == 1), done.stderr
+        if code:
+            assert "the engine that asked for it has ended" in done.stderr
