@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +45,9 @@ KERNEL_ARGUMENTS = (
     "--IPKernelApp.exec_lines=__import__('gc').disable()",
 )
 _PATIENCE_S = 20.0
+#: How often a kernel is started until one lives, and what jupyter_client says of one that does not.
+_STARTS = 3
+_NOT_ALIVE = ("Kernel didn't respond in", "Kernel died before replying to kernel_info")
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\dT[\d:]+Z ", re.MULTILINE)
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 #: Full disks in the words of the system, of numpy (`tofile`) and of torch (`save`).
@@ -187,7 +190,8 @@ def _execute(config: StudyConfig, step: Step, label: str) -> Path:
     )
     try:
         with _memory_of_children() as peak:
-            papermill.execute_notebook(
+            _with_a_port(
+                papermill.execute_notebook,
                 str(source),
                 str(running),
                 parameters=differing,
@@ -343,6 +347,21 @@ def _memory_of_children() -> Iterator[list[int]]:
     finally:
         done.set()
         thread.join()
+
+
+def _with_a_port(execute_notebook: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Execute a notebook, with another kernel where one did not come to life.
+
+    A kernel gets the numbers of free ports from its client, and where several start at once another may
+    have taken one before it listens (jupyter_client 8.10.0). No cell has run by then.
+    """
+    for left in reversed(range(_STARTS)):
+        try:
+            execute_notebook(*arguments, **options)
+            return
+        except RuntimeError as error:
+            if not (left and str(error).startswith(_NOT_ALIVE)):
+                raise
 
 
 def _failed_section(cells: list[Any]) -> str:

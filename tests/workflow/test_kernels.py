@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import zmq.asyncio
 
-from sgdm_utils.workflow import kernels
+from sgdm_utils.workflow import kernels, run
 
 
 class WaitsForEver(kernels.Heartbeat):
@@ -57,3 +57,29 @@ def test_a_notebook_ends_although_its_heartbeat_does_not(monkeypatch, tmp_path):
     )
     assert done.cells[-1].outputs[0].text == "2\n"
     assert WaitsForEver.n_started == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "n_deaths", "n_starts"),
+    [
+        ("Kernel didn't respond in 60 seconds", 2, 3),  # another kernel took its port
+        ("Kernel died before replying to kernel_info", 1, 2),
+        ("Kernel didn't respond in 60 seconds", 3, None),
+        ("Kernel died", 1, None),  # in a cell: that is told, and not tried again
+    ],
+)
+def test_a_kernel_that_does_not_come_to_life_is_followed_by_another(message, n_deaths, n_starts):
+    started = []
+
+    def execute_notebook(*arguments, **options):
+        started.append((arguments, options))
+        if len(started) <= n_deaths:
+            raise RuntimeError(message)
+
+    if n_starts is None:
+        with pytest.raises(RuntimeError, match=message):
+            run._with_a_port(execute_notebook, "notebook", parameters={})
+        assert len(started) == (3 if "60" in message else 1)
+    else:
+        run._with_a_port(execute_notebook, "notebook", parameters={})
+        assert started == [(("notebook",), {"parameters": {}})] * n_starts
