@@ -59,7 +59,6 @@ try:
             for folder in (paths.study_dir(name), paths.report_dir(name)):
                 run.require_writable(folder)
             locks.hold_until_exit(run.engine_lock(name), f"study {name!r}")
-        run.sweep(PLAN)
 except (study_config.ConfigError, locks.BusyError) as error:
     sys.exit(f"{error}")  # written to stderr also where the engine was told to be quiet
 except OSError as error:
@@ -103,6 +102,8 @@ def states():
         for study in STUDIES.values():
             steps = [step for step in PLAN if step.study == study.study]
             STATES.update(status.survey(study, steps, again=again))
+        if ENGINE:
+            run.sweep(PLAN, {step for step, state in STATES.items() if not state.why})
         # Whether a file is complete the manifests know better than marks of a killed engine.
         dag.ignore_incomplete = True
         dag.workflow.dag_settings.rerun_triggers = frozenset()
@@ -164,8 +165,17 @@ if SWEEP:
             "{PYTHON} -m sgdm_utils sweep {NAME}"
 
 
+def fresh():
+    """The steps whose results are what the study asks for: those that were, and those that have just run."""
+    made = [(step, step.artifact / artifacts.CONTENT) for step in PLAN]
+    return {
+        step for step, file in made
+        if file.is_file() and (not states()[step].why or file.stat().st_mtime >= STARTED)
+    }
+
+
 onsuccess:  # a process whose engine was killed may have ended since this one started
-    run.sweep(PLAN)
+    run.sweep(PLAN, fresh())
 
 
 onerror:  # the last words on the console, also where other jobs went on

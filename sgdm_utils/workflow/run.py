@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -102,12 +102,20 @@ def engine_lock(study: str) -> Path:
     return paths.study_dir(study) / ".engine.lock"
 
 
-def sweep(steps: Iterable[Step]) -> None:
+def sweep(steps: Iterable[Step], fresh: Collection[Step] = ()) -> None:
     """Put away what killed processes of a study have left; what somebody computes right now stays.
 
     A notebook may have been killed when its result was complete, so that nothing runs it again. Then its copy becomes
     the executed one where there is none, and the states of its trainings, which are older than the
     result, have no use any more.
+
+    Parameters
+    ----------
+    steps : iterable of Step
+        Those of the study.
+    fresh : collection of Step
+        Those whose result is what the study asks for, so that no state of a training has a use,
+        however young it is.
     """
     folders = set()
     for step in steps:
@@ -118,7 +126,7 @@ def sweep(steps: Iterable[Step]) -> None:
         atomic.sweep(folder)
     for step in steps:
         copies = sorted(step.executed.parent.glob(f"{step.executed.stem}.*.running.ipynb"))
-        if not copies and not _useless_states(step):
+        if not copies and not _useless_states(step, step in fresh):
             continue
         with contextlib.suppress(locks.BusyError), locks.held(_running_lock(step), _label(step)):
             if _content(step).is_file() and copies and not step.executed.is_file():
@@ -126,7 +134,7 @@ def sweep(steps: Iterable[Step]) -> None:
                     _to_its_place(copies[-1], step)
             for left in copies:
                 left.unlink(missing_ok=True)
-            for folder in _useless_states(step):
+            for folder in _useless_states(step, step in fresh):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -134,13 +142,14 @@ def _content(step: Step) -> Path:
     return step.artifact / artifacts.CONTENT
 
 
-def _useless_states(step: Step) -> list[Path]:
-    """The folder of a step's training states, if none of them is younger than its result."""
+def _useless_states(step: Step, fresh: bool) -> list[Path]:
+    """The folder of a step's training states, if its result is fresh or younger than all of them."""
     folder = step.artifact.parent / f"{step.stage}_training"
     states = [path.stat().st_mtime for path in folder.glob("*")]
     if not folder.is_dir() or not _content(step).is_file():
         return []
-    return [folder] if max(states, default=0) <= _content(step).stat().st_mtime else []
+    older = max(states, default=0) <= _content(step).stat().st_mtime
+    return [folder] if fresh or older else []
 
 
 def _running_lock(step: Step) -> Path:
