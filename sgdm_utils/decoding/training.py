@@ -68,7 +68,7 @@ def training_dtype(device: torch.device | str, large: bool = False) -> torch.dty
     device : where the networks compute
     large : bool, whether they are large (Stable Diffusion). Those gain from any bfloat16 instructions,
         the small networks of this study from matrix units (AMX) only: without them a step of its UNet
-        takes a tenth longer than in float32 (`reports/benchmarks/generator.csv`).
+        takes a tenth longer than in float32 (`reports/LOG.md`, 2026-11-30).
 
     Returns
     -------

@@ -117,9 +117,9 @@ def share_processors(environment: MutableMapping[str, str]) -> None:
     """Give a notebook half of the processors, where nothing says how many threads it may have.
 
     The layers of this study are small. On two processors (AVX-512, float32) a training step of the
-    generator takes 114 ms with one thread and 73 with two that wait for each other in a loop; beside a
-    process at full load 117 and 282, beside another training 123 and over 1,000. With two that sleep at
-    once it takes 153 ms alone. So two notebooks side by side, or one and whatever else runs on a
+    generator takes 112 ms with one thread and 82 with two that wait for each other in a loop; beside a
+    process at full load 116 and 297, beside another training 123 and 6,725. With two that sleep at
+    once it takes 162 ms alone (`reports/benchmarks/laptop.csv`). So two notebooks side by side, or one and whatever else runs on a
     laptop, are best off with half of the processors each, and two or three processors compute the same
     digits. Threads, where there are several, wait in a loop for some microseconds and then sleep.
 

@@ -128,7 +128,9 @@ def sweep(steps: Iterable[Step], fresh: Collection[Step] = ()) -> None:
         copies = sorted(step.executed.parent.glob(f"{step.executed.stem}.*.running.ipynb"))
         if not copies and not _useless_states(step, step in fresh):
             continue
-        with contextlib.suppress(locks.BusyError), locks.held(_running_lock(step), _label(step)):
+        # somebody else's files stay, too: they are in nobody's way
+        busy = contextlib.suppress(locks.BusyError, OSError)
+        with busy, locks.held(_running_lock(step), _label(step)):
             if _content(step).is_file() and copies and not step.executed.is_file():
                 with contextlib.suppress(ValueError, OSError):  # half written: nothing to keep
                     _to_its_place(copies[-1], step)
@@ -145,11 +147,12 @@ def _content(step: Step) -> Path:
 def _useless_states(step: Step, fresh: bool) -> list[Path]:
     """The folder of a step's training states, if its result is fresh or younger than all of them."""
     folder = step.artifact.parent / f"{step.stage}_training"
-    states = [path.stat().st_mtime for path in folder.glob("*")]
-    if not folder.is_dir() or not _content(step).is_file():
+    try:
+        result = _content(step).stat().st_mtime
+        states = [path.stat().st_mtime for path in folder.iterdir()]
+    except OSError:  # no result, no states, or a running step has just removed them
         return []
-    older = max(states, default=0) <= _content(step).stat().st_mtime
-    return [folder] if fresh or older else []
+    return [folder] if fresh or max(states, default=0) <= result else []
 
 
 def _running_lock(step: Step) -> Path:
