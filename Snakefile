@@ -35,8 +35,8 @@ CORES = int((os.environ.get("OMP_NUM_THREADS") or "0").split(",")[0]) or max(1, 
 # For clusters: who computes on a card (on a part of one: --config card=shard:1), memory (MB) and time (minutes), both
 # doubled when a job has to be repeated.
 CARD = {"gres": str(config["card"])} if "card" in config else {"gpu": 1}
-GPU = {"encoder_pretrained", "encoder", "structure", "pipeline", "reconstructions"}
-NEEDS = {"data": (8000, 120), "pipeline": (32000, 720), "reconstructions": (32000, 480), "report": (8000, 60)}
+GPU = {"clip", "encoder_pretrained", "encoder", "structure", "generator", "reconstructions"}
+NEEDS = {"data": (8000, 120), "generator": (32000, 720), "pipeline": (16000, 60), "reconstructions": (32000, 480), "report": (8000, 60)}
 
 STARTED = time.time()
 NAMED = shlex.quote(locks.engine_name())

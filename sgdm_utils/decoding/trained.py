@@ -1,4 +1,4 @@
-"""What notebooks 02 to 04 trained, opened by those that come after: encoder, targets, CLIP.
+"""What notebooks 02b to 04 trained, opened by those that come after: encoder, targets, CLIP.
 
 One file format, one reader: an encoder is ``encoder.json`` (its arguments) and
 ``encoder.safetensors`` (weights, with a prefix for each part where there are several).
@@ -124,38 +124,48 @@ class Targets:
         return ((self.embeddings - self.center) / self.spread).astype(np.float32)
 
 
-def open_targets(encoder: Artifact | Path, image_ids: Sequence[str]) -> Targets:
-    """Open the embeddings that notebook 03 stored, in the order of `image_ids`.
+def open_targets(clip: Artifact | Path, image_ids: Sequence[str]) -> Targets:
+    """Open the embeddings that notebook 02b stored, in the order of `image_ids`.
+
+    Parameters
+    ----------
+    clip : `clip`
+    image_ids : sequence of str
 
     Raises
     ------
     FeatureOrderError
         When the stored ids are not these.
     """
-    scale = read_npz(encoder / "target_scale.npz", ["center", "spread"])
-    embeddings = load_features(encoder / "image_embeddings.npy", image_ids)
+    scale = read_npz(clip / "target_scale.npz", ["center", "spread"])
+    embeddings = load_features(clip / "image_embeddings.npy", image_ids)
     width = embeddings.shape[1:]
     if not scale["center"].shape == scale["spread"].shape == width:
         raise DatasetError(
-            f"{encoder / 'target_scale.npz'} holds arrays of shapes {scale['center'].shape} and "
-            f"{scale['spread'].shape}, embeddings have {width}: run 03_contrastive_alignment again"
+            f"{clip / 'target_scale.npz'} holds arrays of shapes {scale['center'].shape} and "
+            f"{scale['spread'].shape}, embeddings have {width}: run 02b_clip again"
         )
     return Targets(embeddings, scale["center"], scale["spread"])
 
 
 def open_clip_model(
-    encoder: Artifact, device: str | torch.device = "cpu"
+    artifact: Artifact, device: str | torch.device = "cpu"
 ) -> tuple[nn.Module, open_clip.tokenizer.SimpleTokenizer]:
-    """Open the CLIP that notebook 03 aligned the EEG with: a named model, or the one it trained.
+    """Open the CLIP of a study: a named model, or the one that notebook 02b trained.
+
+    Parameters
+    ----------
+    artifact : `clip`
+    device : where the model goes
 
     Returns
     -------
     model : open_clip model in evaluation mode, gradients off
     tokenizer : callable, list of str -> int tensor of shape (n, context_length)
     """
-    name = encoder.parameters.get("clip_model", "")
-    pretrained = encoder.parameters.get("clip_pretrained") or None
-    return load_clip(name or f"local-dir:{encoder / 'clip'}", pretrained, device)
+    name = artifact.parameters.get("clip_model", "")
+    pretrained = artifact.parameters.get("clip_pretrained") or None
+    return load_clip(name or f"local-dir:{artifact / 'clip'}", pretrained, device)
 
 
 def clip_embedder(clip: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -184,9 +194,9 @@ def clip_embedder(clip: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return embed
 
 
-def clip_label(encoder: Artifact) -> str:
+def clip_label(clip: Artifact) -> str:
     """How tables call the CLIP of a study: ``tiny``, or the model's name in lower case."""
-    name = encoder.parameters.get("clip_model", "")
+    name = clip.parameters.get("clip_model", "")
     if not name or name.startswith("local-dir:"):
         return "tiny"
     return name.lower().replace("-", "_")

@@ -35,7 +35,7 @@ from sgdm_utils.workflow import artifacts as workflow_artifacts
 from sgdm_utils.workflow import config, paths
 from sgdm_utils.workflow.artifacts import Artifact, ArtifactError, MissingArtifactError
 
-READ = ("encoder", "structure", "reconstructions")  # stages whose artifacts are read
+READ = ("clip", "encoder", "structure", "reconstructions")  # stages whose artifacts are read
 KEYS = ["seed", "condition", "subject", "image_id"]
 
 
@@ -110,7 +110,7 @@ def read_seeds(study: str, seeds: Sequence[int]) -> SeedRuns:
     for seed in seeds:
         own = [workflow_artifacts.read_artifact(study, paths.JOINT, stage, seed) for stage in READ]
         artifacts += own
-        encoder, structure, reconstructions = own
+        *_, structure, reconstructions = own
         scores = pd.read_parquet(reconstructions / "scores.parquet")
         ids = sorted(scores["image_id"].unique())
         neighbours = pd.read_parquet(reconstructions / "neighbours.parquet")

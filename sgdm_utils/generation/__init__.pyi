@@ -18,5 +18,12 @@ from .networks import make_controlnet, make_unet, predict, resolutions, velocity
 from .pipeline import SGDMPipeline, open_generator, open_pipeline
 from .posterior import EEGPosterior
 from .pretrained.generator import PretrainedGenerator
-from .pretrained.stored import PretrainedParts, PretrainedPipeline, find_parts, save_generator
+from .pretrained.stored import (
+    PretrainedParts,
+    PretrainedPipeline,
+    find_parts,
+    open_parts,
+    save_generator,
+    save_parts,
+)
 from .store import PictureStore

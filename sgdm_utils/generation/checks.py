@@ -61,7 +61,7 @@ def check_components(pipe: DiffusionPipeline) -> None:
         if a != b:
             raise ValueError(
                 f"the components do not belong together: {what} differ ({a} and {b}). They come "
-                "from different configurations; take all of them from one run of notebook 05"
+                "from different configurations; take all of them from one run of notebook 05b"
             )
 
 

@@ -143,7 +143,7 @@ class SGDMPipeline(DiffusionPipeline):
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(
                 f"no pipeline in {folder}: model_index.json is missing. Notebook "
-                "05_diffusion_training writes it to the folder `model` of its artifact."
+                "05b_pipeline writes it to the folder `model` of its artifact."
             )
         index = read_json(folder / "model_index.json")
         parts = [k for k, v in index.items() if isinstance(v, list) and v and v[0] is not None]
@@ -151,12 +151,12 @@ class SGDMPipeline(DiffusionPipeline):
         if lost:
             raise FileNotFoundError(
                 f"the pipeline in {folder} is not whole: {', '.join(lost)} is missing. Run "
-                "05_diffusion_training again, or copy the whole folder."
+                "05_diffusion_training and 05b_pipeline again, or copy the whole folder."
             )
         for name in {"dtype", "torch_dtype"} & kwargs.keys():
             if isinstance(kwargs[name], torch.dtype):
                 kwargs[name] = {"default": kwargs[name]} | dict.fromkeys(EXACT, torch.float32)
-        with reading(folder, "a pipeline", "Run 05_diffusion_training again, or copy all of it"):
+        with reading(folder, "a pipeline", "Run 05b_pipeline again, or copy all of it"):
             pipe = super().from_pretrained(folder, **kwargs)
             if "scheduler" in kwargs and (folder / "scheduler").is_dir():
                 trained = getattr(diffusers, index["scheduler"][1]).from_pretrained(
@@ -433,11 +433,11 @@ class SGDMPipeline(DiffusionPipeline):
 def open_pipeline(
     artifact: Artifact, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> SGDMPipeline:
-    """Open the pipeline that notebook 05 wrote.
+    """Open what notebook 05 trained, or the whole pipeline of notebook 05b.
 
     Parameters
     ----------
-    artifact : `pipeline`
+    artifact : `generator`, which reads no EEG, or `pipeline`
     device : where the networks go
     dtype : torch.dtype, optional
         Of UNet and ControlNet, the fast one of the device by default. Autoencoder, EEG decoder and

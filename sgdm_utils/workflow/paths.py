@@ -47,6 +47,7 @@ class Stage:
 
 _DATA = ("data",)
 _EEG = (*_DATA, "preprocessing")
+_READERS = ("encoder", "structure", "forward")  # of EEG
 #: The chain in an order in which it can run.
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -54,15 +55,17 @@ STAGES: dict[str, Stage] = {
         Stage("data", "00_data", per_seed=False),
         Stage("preprocessing", "01_preprocessing", _DATA, per_subject=True, per_seed=False),
         Stage("encoder_pretrained", "02_encoder_pretraining", _EEG),
-        Stage("encoder", "03_contrastive_alignment", (*_EEG, "encoder_pretrained")),
+        Stage("clip", "02b_clip", _DATA),
+        Stage("encoder", "03_contrastive_alignment", (*_EEG, "clip", "encoder_pretrained")),
         Stage("structure", "04_structure_decoding", (*_EEG, "encoder_pretrained")),
-        Stage("forward", "04b_forward_model", (*_EEG, "encoder")),
-        Stage("pipeline", "05_diffusion_training", (*_EEG, "encoder", "structure", "forward")),
+        Stage("forward", "04b_forward_model", (*_EEG, "clip", "encoder")),
+        Stage("generator", "05_diffusion_training", (*_DATA, "clip")),
+        Stage("pipeline", "05b_pipeline", (*_EEG, "clip", *_READERS, "generator")),
         # the audits open everything
         Stage(
             "reconstructions",
             "06_evaluation",
-            (*_EEG, "encoder_pretrained", "encoder", "structure", "forward", "pipeline"),
+            (*_EEG, "clip", "encoder_pretrained", *_READERS, "generator", "pipeline"),
         ),
         Stage("report", "07_figures", (*_EEG, "reconstructions")),
     )

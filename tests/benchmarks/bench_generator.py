@@ -41,7 +41,7 @@ LENGTHS = {
     "autoencoder": ("05_diffusion_training", "vae_steps", 700),
     "diffusion": ("05_diffusion_training", "diffusion_steps", 1000),
     "structure VAE": ("04_structure_decoding", "vae_steps", 900),
-    "CLIP": ("03_contrastive_alignment", "clip_steps", 180),
+    "CLIP": ("02b_clip", "clip_steps", 180),
 }
 
 
@@ -122,16 +122,16 @@ def structure_step(now: bool) -> Callable[[], None]:
     return step
 
 
-def clip_step(now: bool) -> Callable[[], None]:
+def clip_step(now: bool, size: int) -> Callable[[], None]:
     """One training step of the tiny CLIP; captions of 13 tokens, some sixty different ones."""
     from sgdm_utils import decoding as room
 
     if not now:
         from sgdm_utils import semantics as room
-    model = room.create_clip(room.tiny_clip_config(EMBED_DIM, SIZE))
+    model = room.create_clip(room.tiny_clip_config(EMBED_DIM, size))
     tokens = torch.zeros(128, 32, dtype=torch.long)
     tokens[:, :12], tokens[:, 12] = torch.randint(1, 60, (128, 12)), 49407
-    pixels, captions = torch.rand(128, 3, SIZE, SIZE), torch.arange(128)
+    pixels, captions = torch.rand(128, 3, size, size), torch.arange(128)
     if now:
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         model.visual.to(memory_format=torch.channels_last)
@@ -157,8 +157,10 @@ def measure(training: str, now: bool, values: dict) -> list[float]:
     if training in ("autoencoder", "diffusion"):
         make = {"autoencoder": autoencoder_step, "diffusion": diffusion_step}[training]
         step = make(values if now else values | BEFORE)
+    elif training == "CLIP":
+        step = clip_step(now, values["clip_picture_size"] if now else SIZE)
     else:
-        step = {"structure VAE": structure_step, "CLIP": clip_step}[training](now)
+        step = structure_step(now)
     seconds = []
     for _ in range(STEPS + 2):
         began = time.perf_counter()

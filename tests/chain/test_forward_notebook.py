@@ -36,7 +36,7 @@ def test_24_forward_model(executed):
     for subject in subjects:
         assert top1.loc[("forward_repaired", "shuffled_eeg", subject), "p_value"] > 0.001
         assert top1.loc[("forward_repaired", "eeg", subject), "p_value"] < 0.05
-    assert read == {"data", "encoder", "preprocessing"}
+    assert read == {"clip", "data", "encoder", "preprocessing"}
     named = rows[rows["metric"] == "category_named"].groupby("model")["value"].mean()
     assert set(named.index) == {f"forward_labels_{name}" for name in ("none", "own", "exchanged")}
     assert named["forward_labels_own"] > named["forward_labels_exchanged"]
@@ -45,7 +45,7 @@ def test_24_forward_model(executed):
 @pytest.mark.slow
 def test_26_parts(executed):
     rows, read, subjects = executed("26_parts", "parts")
-    assert read == {"data", "encoder", "forward", "pipeline", "preprocessing"}
+    assert read == {"clip", "data", "forward", "pipeline", "preprocessing"}
     value = rows.groupby(["condition", "metric"])["value"].mean()
     assert value["full", "pixcorr"] > value["another EEG", "pixcorr"]
     assert set(rows["condition"]) >= {"networks", "noise over electrodes", "no labels"}
@@ -54,7 +54,7 @@ def test_26_parts(executed):
 
 def test_10b_whitened(executed):
     rows, read, subjects = executed("10b_whitened", "whitened")
-    assert read == {"data", "encoder", "forward", "preprocessing", "structure"}
+    assert read == {"clip", "data", "encoder", "forward", "preprocessing", "structure"}
     scores = rows[rows["subject"].isin(subjects)]
     kinds = scores.groupby("metric")["model"].agg(set)
     assert kinds["top1"] == {"study", "whitened", "signal", "started", "closed_form"}
@@ -67,7 +67,7 @@ def test_10b_whitened(executed):
 
 def test_16b_variance_partitioning(executed):
     rows, read, subjects = executed("16b_variance_partitioning", "partitioning")
-    assert read == {"data", "encoder", "forward", "preprocessing"}
+    assert read == {"clip", "data", "forward", "preprocessing"}
     masses = rows[rows["metric"].str.endswith("cluster_mass")]
     assert len(masses) == 2 * 3 * len(subjects)
     control = masses.loc[masses["condition"] == "exchanged_pictures", "p_value"]

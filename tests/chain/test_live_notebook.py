@@ -32,4 +32,4 @@ def test_notebook_22_on_the_small_study(smoke_study, tmp_path, monkeypatch):
     artifact = artifacts.read_artifact("smoke", "joint", "22_live", study.seeds[0])
     assert artifact.notes["verdicts"]["no epoch was shifted by a fault"]
     read = {place.rsplit("/", 1)[1] for place in artifact.identity["inputs"]}
-    assert read == {"data", "encoder", "forward", "pipeline", "preprocessing"}
+    assert read == {"clip", "data", "forward", "pipeline", "preprocessing"}

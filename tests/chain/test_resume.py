@@ -35,7 +35,8 @@ if any("ipykernel" in word for word in sys.orig_argv):
     ("notebook", "trainings"),
     [
         ("02_encoder_pretraining", ["pretraining"]),
-        ("03_contrastive_alignment", ["alignment", "clip"]),
+        ("02b_clip", ["clip"]),
+        ("03_contrastive_alignment", ["alignment"]),
         ("04_structure_decoding", ["structure", "vae"]),
         ("05_diffusion_training", ["diffusion", "vae"]),
     ],

@@ -28,10 +28,12 @@ def write(who, stage, seed, inputs):
 data = write("joint", "data", None, [])
 subjects = [write(s, "preprocessing", None, [data]) for s in ("sub-01", "sub-02")]
 pretrained = write("joint", "encoder_pretrained", 0, [data, *subjects])
-encoder = write("joint", "encoder", 0, [data, pretrained, *subjects])
+clip = write("joint", "clip", 0, [data])
+encoder = write("joint", "encoder", 0, [data, clip, pretrained, *subjects])
 structure = write("joint", "structure", 0, [data, pretrained, *subjects])
-forward = write("joint", "forward", 0, [data, encoder, *subjects])
-write("joint", "pipeline", 0, [data, encoder, structure, forward])
+forward = write("joint", "forward", 0, [data, clip, encoder, *subjects])
+generator = write("joint", "generator", 0, [data, clip])
+write("joint", "pipeline", 0, [data, clip, encoder, structure, forward, generator])
 """
 
 RUN = """
@@ -118,7 +120,7 @@ def test_a_failing_notebook_is_told_with_its_last_lines_and_its_copy(project):
 
 
 def test_a_result_between_two_changes_is_asked_for(project):
-    text = f"no pretraining at all | {PRETRAIN} rate=0.25; 05_diffusion_training"
+    text = f"no pretraining at all | {PRETRAIN} rate=0.25; 05b_pipeline"
     done = project.python("-c", RUN, text, "{}", "pipeline")
     assert "add '03_contrastive_alignment' as a step between them" in done.stderr
     assert done.returncode == 1
@@ -157,7 +159,7 @@ def test_a_declaration_without_the_form_is_refused(text, message):
         (f"a | {ALIGN} mse_wieght=0.0", "no parameter 'mse_wieght'; did you mean mse_weight"),
         (f"a | {ALIGN} align_epochs=2.5", "2.5 is of type float where int is declared"),
         (f"a | {ALIGN} seed=1", "seed of 03_contrastive_alignment is set by the study"),
-        ("a | 00_data snr=0.0", "00_data is none of 02_encoder_pretraining, 03_"),
+        ("a | 00_data snr=0.0", "00_data is none of 02_encoder_pretraining, 02b_clip, 03_"),
         (f"a | {ALIGN}; {PRETRAIN}", "each once, in the order of the chain"),
         (f"a | {ALIGN}; {ALIGN}", "each once, in the order of the chain"),
         (f"!? | {ALIGN}", "needs a name with letters or digits"),

@@ -242,5 +242,7 @@ def test_notebook_11_on_the_small_study(smoke_study, tmp_path, monkeypatch):
     assert (seconds["value"] >= values["generator_seconds"]).all()
     artifact = artifacts.read_artifact("smoke", "joint", "11_baselines", study.seeds[0])
     read = {place.rsplit("/", 1)[1] for place in artifact.identity["inputs"]}
-    stages = "data encoder_pretrained encoder structure forward pipeline reconstructions"
+    stages = (
+        "data clip encoder_pretrained encoder structure forward generator pipeline reconstructions"
+    )
     assert read == {*stages.split(), "preprocessing"}

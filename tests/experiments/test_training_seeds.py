@@ -47,7 +47,7 @@ def test_all_seeds_are_read_into_one_table(three):
     n_sets = sum(1 if c in fake_seeds.JOINT else len(SUBJECTS) for c in LEVELS)
     assert len(runs.scores) == 3 * n_sets * len(IDS)
     assert not runs.scores.duplicated(training_seeds.KEYS).any()
-    assert [a.identity["seed"] for a in runs.artifacts] == [None, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [a.identity["seed"] for a in runs.artifacts] == [None, *[0] * 4, *[1] * 4, *[2] * 4]
     stored = pd.read_parquet(fake_seeds.read("reconstructions", 1) / "scores.parquet")
     here = runs.scores.query("seed == 1 and condition == 'eeg'").set_index(["subject", "image_id"])
     stored = stored.query("condition == 'eeg'").set_index(["subject", "image_id"])
@@ -116,12 +116,12 @@ def test_missing_seeds_are_named_with_the_commands_that_make_them(study):
     commands = [line.strip() for line in said.splitlines() if "sgdm_utils run" in line]
     run = "python -m sgdm_utils run"
     assert commands[:2] == [
-        f"{run} 05_diffusion_training --study demo --seed 1",
+        f"{run} 05b_pipeline --study demo --seed 1",
         f"{run} 06_evaluation --study demo --seed 1",
     ]
     assert [c.split()[4] for c in commands[2:]] == [
-        "02_encoder_pretraining", "03_contrastive_alignment", "04_structure_decoding",
-        "04b_forward_model", "05_diffusion_training", "06_evaluation",
+        "02_encoder_pretraining", "02b_clip", "03_contrastive_alignment", "04_structure_decoding",
+        "04b_forward_model", "05_diffusion_training", "05b_pipeline", "06_evaluation",
     ]  # fmt: skip
     assert all(c.endswith("--seed 7") for c in commands[2:])
     assert "make seeds STUDY=demo" in said and "seeds: [0] in the section" in said
@@ -307,7 +307,7 @@ def test_the_notebook_on_three_seeds(three, run):
     one, three_seeds = (own.loc[f"pixcorr, standard error, seeds: {k}", "value"] for k in (1, 3))
     assert three_seeds < one
     written = artifacts.read_artifact(STUDY, "joint", "20_seeds", 0)
-    assert len(written.identity["inputs"]) == 10
+    assert len(written.identity["inputs"]) == 13
     assert written.notes["shown_on_every_seed"] == len(space["runs"].family)
 
 

@@ -495,7 +495,7 @@ def test_a_scheduler_of_another_prediction_type_is_refused():
 
 
 def test_a_missing_folder_says_which_notebook_writes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="05_diffusion_training"):
+    with pytest.raises(FileNotFoundError, match="05b_pipeline"):
         SGDMPipeline.from_pretrained(tmp_path / "nothing")
 
 

@@ -32,7 +32,8 @@ DECLARED = {
 }
 SIZE = 8
 STAGES_OF_A_SEED = (
-    "encoder_pretrained", "encoder", "structure", "forward", "pipeline", "reconstructions",
+    "encoder_pretrained", "clip", "encoder", "structure", "forward", "generator", "pipeline",
+    "reconstructions",
 )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def write_seed(
         if stage in skip:
             return
         parameters = {"seed": seed} | (DECLARED | (settings or {}) if stage == READ[-1] else {})
-        parameters |= {"clip_model": ""} if stage == "encoder" else {}
+        parameters |= {"clip_model": ""} if stage == "clip" else {}
         notes = {"transductive": False, "iou_threshold": 0.5, "two_way": METRICS[2]}
         notes |= {"metrics": list(METRICS), "category_ruler_of_seen": 0.9, "category_scale": 1.0}
         notes |= {"semantic_scale": 1.0, "structure_scale": 1.0}
@@ -96,9 +97,10 @@ def write_seed(
 
 READ = training_seeds.READ
 NOTEBOOKS = {
-    "data": "00_data", "encoder_pretrained": "02_encoder_pretraining",
+    "data": "00_data", "encoder_pretrained": "02_encoder_pretraining", "clip": "02b_clip",
     "encoder": "03_contrastive_alignment", "structure": "04_structure_decoding",
-    "forward": "04b_forward_model", "pipeline": "05_diffusion_training", "reconstructions": "06_evaluation",
+    "forward": "04b_forward_model", "generator": "05_diffusion_training",
+    "pipeline": "05b_pipeline", "reconstructions": "06_evaluation",
 }  # fmt: skip
 
 

@@ -25,7 +25,16 @@ LATER_CELL = (
     'study: str = "demo"  # name\nseed: int = 0  # of training\nrate: float = 1.0e-3  # step'
 )
 
-TRAINED = ("02", "03", "04", "04b", "05", "06")  # once for each seed, the page left out
+TRAINED = (
+    "02",
+    "02b",
+    "03",
+    "04",
+    "04b",
+    "05",
+    "05b",
+    "06",
+)  # once for each seed, the page left out
 
 
 @pytest.fixture

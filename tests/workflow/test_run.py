@@ -21,7 +21,7 @@ from fake_study import FakeProject
 from sgdm_utils.workflow import config as study_config
 from sgdm_utils.workflow import locks, paths
 
-FOR_EACH_SEED = ["02", "03", "04", "04b", "05", "06", "07"]
+FOR_EACH_SEED = ["02", "02b", "03", "04", "04b", "05", "05b", "06", "07"]
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_papermill_comes_without_the_grammar_of_addresses(project):
 def test_the_plan_is_listed(project):
     project.write_config(seeds="[0, 1]")
     lines = project.run("--list").stdout.splitlines()
-    assert len(lines) == 1 + 2 + 2 * 7
+    assert len(lines) == 1 + 2 + 2 * 9
     assert lines[2] == "python -m sgdm_utils run 01_preprocessing --study demo --subject sub-02"
 
 
@@ -234,10 +234,10 @@ def test_every_seed_gets_a_page_of_its_own(complete):
 @pytest.mark.parametrize(
     ("people", "seeds", "extra", "steps"),
     [
-        ("[sub-01]", "[0]", "", 2 + 7),
-        ("[sub-01, sub-02]", "[0, 1, 2]", "", 3 + 3 * 7),
-        ("[sub-01, sub-02, sub-A3]", "[4]", "extra_seeds: [1, 2]", 4 + 7 + 2 * 6),
-        ("[sub-01]", "[5, 6]", "until: 04_structure_decoding", 2 + 2 * 3),
+        ("[sub-01]", "[0]", "", 2 + 9),
+        ("[sub-01, sub-02]", "[0, 1, 2]", "", 3 + 3 * 9),
+        ("[sub-01, sub-02, sub-A3]", "[4]", "extra_seeds: [1, 2]", 4 + 9 + 2 * 8),
+        ("[sub-01]", "[5, 6]", "until: 04_structure_decoding", 2 + 2 * 4),
     ],
 )
 def test_the_graph_plans_every_shape_of_a_study(project, people, seeds, extra, steps):
@@ -270,11 +270,11 @@ def test_a_cluster_is_asked_for_cards_memory_and_time(project, settings, card):
     done = project.snakemake("--dry-run", "--config", "study=demo", *settings)
     found = dict(re.findall(r"^rule ([\w-]+):.*?^    resources: (.*?)$", done.stdout, re.M | re.S))
     wants = {name.split("_")[0] for name, text in found.items() if card in text.split(", ")}
-    assert wants == {"02", "03", "04", "05", "06"}, done.stderr
-    assert all("tasks=1" in found[name] for name in found if name[:2] in wants and name[2] != "b")
+    assert wants == {"02", "02b", "03", "04", "05", "06"}, done.stderr
+    assert all("tasks=1" in found[name] for name in found if name.split("_")[0] in wants)
     assert "mem_mb=32000" in found["05_diffusion_training_seed0"]
     steps = {name: text for name, text in found.items() if name != "all"}
-    assert len(steps) == 10
+    assert len(steps) == 12
     assert all("mem_mb=" in text and "runtime=" in text for text in steps.values())
 
 
@@ -306,7 +306,7 @@ def test_the_graph_follows_what_can_change_a_number_and_nothing_else(complete):
     done = complete.snakemake("--quiet", "all")
     later = [
         f"{name} seed 0"
-        for name in ("03_contrastive_alignment", "04b_forward_model", "05_diffusion_training")
+        for name in ("03_contrastive_alignment", "04b_forward_model", "05b_pipeline")
     ] + later
     assert (done.returncode, ran(done)) == (0, later), done.stderr
     complete.write_helper("len(values) + 1")
@@ -558,8 +558,7 @@ def test_what_killed_processes_left_of_complete_steps_is_put_away(complete):
     """Nothing runs a complete step again, so nothing but the next start can tidy up behind it."""
     reports, seed = complete.root / "reports/demo", complete.artifact("joint", "pipeline", 0).parent
     executed = {
-        n: reports / f"executed/joint_seed-0_{n}.ipynb"
-        for n in ("05_diffusion_training", "06_evaluation")
+        n: reports / f"executed/joint_seed-0_{n}.ipynb" for n in ("05b_pipeline", "06_evaluation")
     }
     copies = {name: path.with_suffix(".4711.running.ipynb") for name, path in executed.items()}
     for name, path in executed.items():
@@ -577,7 +576,7 @@ def test_what_killed_processes_left_of_complete_steps_is_put_away(complete):
     assert done.returncode == 0 and all(path.exists() for path in left), done.stderr
     with locks.held(seed / ".pipeline.running.lock", "another process"):
         assert complete.snakemake("--quiet", "all").returncode == 0
-    held = {copies["05_diffusion_training"], states["pipeline"]}
+    held = {copies["05b_pipeline"], states["pipeline"]}
     assert {path for path in left if path.exists()} == held
     assert executed["06_evaluation"].is_file()
     done = complete.snakemake("--quiet", "all")

@@ -1,4 +1,4 @@
-"""A pretrained generator as the generator of a study: what notebook 05 writes down, and 06 opens.
+"""A pretrained generator as the generator of a study: what 05 and 05b write down, and 06 opens.
 
 Gigabytes of somebody else's weights are not copied into an artifact. It holds a small file that says
 which parts are used, local ones by the digests of their files and names of the Hugging Face hub by
@@ -34,10 +34,11 @@ from sgdm_utils.generation.pretrained.parts import (
     used_files,
 )
 from sgdm_utils.workflow import paths
+from sgdm_utils.workflow.artifacts import Artifact
 from sgdm_utils.workflow.atomic import digest_file
 from sgdm_utils.workflow.formats import read_json, read_npz
 
-#: The file by which an artifact `pipeline` says that a pretrained generator draws.
+#: The file by which an artifact `generator` or `pipeline` says that a pretrained generator draws.
 DESCRIPTION = "generator.json"
 
 
@@ -135,6 +136,31 @@ def find_parts(
     )
 
 
+def save_parts(folder: Path, parts: PretrainedParts) -> None:
+    """Write which parts draw, for `open_parts`.
+
+    Parameters
+    ----------
+    folder : Path, of the artifact `generator` that is being written
+    parts : from `find_parts`
+    """
+    _describe_parts(folder, asdict(parts))
+
+
+def open_parts(artifact: Artifact | Path) -> PretrainedParts:
+    """Read what `save_parts` wrote into an artifact `generator`.
+
+    Raises
+    ------
+    DatasetError
+        Names a file that is damaged.
+    """
+    description = read_json(artifact / DESCRIPTION)
+    again = "Run 05_diffusion_training again"
+    with reading(artifact / DESCRIPTION, "a description of parts", again):
+        return PretrainedParts(**description)
+
+
 def save_generator(
     folder: Path, parts: PretrainedParts, decoder: EEGDecoder, targets: Targets, size: int
 ) -> None:
@@ -148,8 +174,7 @@ def save_generator(
     targets : Targets, for the scale of the embeddings
     size : int, pixels per side of the study's pictures
     """
-    description = asdict(parts) | {"size": size}
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    _describe_parts(folder, asdict(parts) | {"size": size})
     np.savez(folder / "embedding_scale.npz", center=targets.center, spread=targets.spread)
     decoder.save_pretrained(folder / "decoder")
 
@@ -175,7 +200,7 @@ def load_generator(
         A local part is not the one that notebook 05 described.
     """
     description = read_json(folder / DESCRIPTION)
-    with reading(folder / DESCRIPTION, "a description of parts", "Run 05_diffusion_training again"):
+    with reading(folder / DESCRIPTION, "a description of parts", "Run 05b_pipeline again"):
         size = int(description.pop("size"))
         parts = PretrainedParts(**description)
     _check_files(parts, verify)
@@ -196,6 +221,10 @@ def load_generator(
     networks.set_progress_bar_config(disable=True)
     decoder = EEGDecoder.from_pretrained(folder / "decoder")
     return PretrainedPipeline(networks, decoder.to(device).eval().requires_grad_(False), size)
+
+
+def _describe_parts(folder: Path, description: dict) -> None:
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 class PretrainedPipeline:
@@ -331,7 +360,7 @@ def _wrong_embeddings(embed_dim: int, clip: str, kind: Family, takes: int) -> st
         f"the study's embeddings have {embed_dim} numbers and come from the CLIP {clip!r}; the "
         f"IP-Adapter takes {takes}, the one of {kind.title} those of OpenCLIP ViT-H-14. Set "
         "`clip_model: ViT-H-14` and `clip_pretrained: laion2b_s32b_b79k` for "
-        f"03_contrastive_alignment and `embed_dim: {kind.embed_dim}` for 02_encoder_pretraining in "
+        f"02b_clip and `embed_dim: {kind.embed_dim}` for 02_encoder_pretraining in "
         "the study's configuration and run it again; or name an adapter of the study's CLIP "
         "(`pretrained_adapter`), or let the study draw with what it trains (`generator: latent`)"
     )
