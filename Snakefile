@@ -38,6 +38,8 @@ CARD = {"gres": str(config["card"])} if "card" in config else {"gpu": 1}
 GPU = {"clip", "encoder_pretrained", "encoder", "structure", "generator", "reconstructions"}
 NEEDS = {"data": (8000, 120), "generator": (32000, 720), "pipeline": (16000, 60), "reconstructions": (32000, 480), "report": (8000, 60)}
 
+AHEAD = {"clip", "forward"}  # the longest training waits for the one, and the other is longer than its neighbour 04
+
 STARTED = time.time()
 NAMED = shlex.quote(locks.engine_name())
 ENGINE = workflow.is_main_process and not workflow.output_settings.dryrun
@@ -199,7 +201,8 @@ for step in PLAN:
         params:
             command=step.command.removeprefix("python "),
         threads: 1 if step.subject else CORES
-        priority: -list(paths.STAGES).index(step.stage)  # among those that can run, in the order of their numbers
+        # Among those that can run, in the order of their numbers; but first what most of the rest waits for.
+        priority: 1 if step.stage in AHEAD else -list(paths.STAGES).index(step.stage)
         resources:
             mem_mb=needs(step, 0),
             runtime=needs(step, 1),

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import open_clip
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +22,11 @@ from sgdm_utils.decoding.features import FeatureError, FeatureOrderError, comput
 from sgdm_utils.errors import reading
 from sgdm_utils.stimuli.files import read_picture, stated
 from sgdm_utils.workflow.atomic import digest_file
+
+if (
+    TYPE_CHECKING
+):  # loading it takes more than a second, and most notebooks read stored features only
+    import open_clip
 
 # OpenAI's CLIP normalisation; open_clip expects it in a model's preprocess_cfg
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -45,11 +50,15 @@ def tiny_clip_config(embed_dim: int, image_size: int) -> dict:
 
 def create_clip(config: dict) -> nn.Module:
     """A randomly initialised open_clip model from a configuration dictionary."""
+    import open_clip
+
     return open_clip.CLIP(**config, output_dict=False)
 
 
 def tokenizer_for(config: dict) -> open_clip.tokenizer.SimpleTokenizer:
     """The tokenizer that goes with a configuration dictionary (open_clip's byte-pair encoder)."""
+    import open_clip
+
     return open_clip.SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
 
 
@@ -156,6 +165,8 @@ def load_clip(
     ValueError
         If a named model is asked for without weights: random features would look like a result.
     """
+    import open_clip
+
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
         for part in ("open_clip_config.json", "open_clip_model.safetensors"):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import open_clip
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,6 +24,9 @@ from sgdm_utils.decoding.structure import StructureVAE
 from sgdm_utils.errors import DatasetError, reading
 from sgdm_utils.workflow.artifacts import Artifact
 from sgdm_utils.workflow.formats import read_json, read_npz
+
+if TYPE_CHECKING:
+    import open_clip
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

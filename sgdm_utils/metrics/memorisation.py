@@ -31,13 +31,15 @@ from scipy.ndimage import gaussian_filter
 from torch.nn.functional import adaptive_avg_pool2d
 
 from sgdm_utils.metrics.audits import CLEAN, VIOLATED, AuditFinding, judge
+from sgdm_utils.workflow.machine import side_by_side
 
 N_NEIGHBOURS = 50
 SIDE = 32  # pixels to which pictures are averaged before they are compared
 BLURS = (3.0,)  # standard deviation in pixels of the reduced picture
 CONTRASTS = (0.3,)  # of the difference from the mean training picture
 QUANTILE = 0.01  # of the honest ratios; below it a picture is suspicious
-_CHUNK = 1 << 25  # distances held at once, 128 MB
+_CHUNK = 1 << 25  # distances held at once by a thread, 128 MB
+_AT_ONCE = 50  # pictures whose distances a thread computes at once
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,11 @@ def pixel_nearness(
         )
     inner = slice(shift, sets[2].shape[2] - shift)
     known = sets[2][:, :, inner, inner].flatten(1)
+    squares = (known**2).sum(1)
 
     def distances(queries: torch.Tensor) -> np.ndarray:
-        step = max(1, _CHUNK // len(known))
-        return np.concatenate([_shifted(q, known, shift) for q in queries.split(step)])
+        some = queries.split(max(1, min(_AT_ONCE, _CHUNK // len(known))))
+        return np.concatenate(side_by_side(lambda q: _shifted(q, known, squares, shift), some))
 
     name = f"pixels at {sets[0].shape[2]}, shifts to {shift}, or mirrored"
     mean = sets[2].mean(0)
@@ -263,16 +266,18 @@ def _reduce(pictures: np.ndarray, name: str) -> torch.Tensor:
     return torch.cat(parts) if parts else torch.empty(0, 3, side, side)
 
 
-def _shifted(queries: torch.Tensor, known: torch.Tensor, shift: int) -> np.ndarray:
+def _shifted(
+    queries: torch.Tensor, known: torch.Tensor, squares: torch.Tensor, shift: int
+) -> np.ndarray:
     """Root mean squared distance of each query to each training picture, smallest over the moves."""
     size = queries.shape[2] - 2 * shift
     offsets = [(y, x) for y in range(2 * shift + 1) for x in range(2 * shift + 1)]
     moves = [(queries[:, :, y : y + size, x : x + size]).flatten(1) for y, x in offsets]
     mirrored = queries.flip(3)[:, :, shift : shift + size, shift : shift + size]
     moves.append(mirrored.flatten(1))
-    squares = (known**2).sum(1)
     best = torch.full((len(queries), len(known)), torch.inf)
     for moved in moves:
-        distance = (moved**2).sum(1)[:, None] - 2 * moved @ known.T + squares
-        best = torch.minimum(best, distance)
+        distance = torch.addmm(squares, moved, known.T, alpha=-2)
+        distance += (moved**2).sum(1)[:, None]
+        torch.minimum(best, distance, out=best)
     return (best.clamp(min=0) / known.shape[1]).sqrt().numpy()

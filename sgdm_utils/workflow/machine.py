@@ -6,11 +6,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -30,6 +31,8 @@ KEY_PACKAGES = (
     "open_clip_torch",
     "accelerate",
 )
+
+T, U = TypeVar("T"), TypeVar("U")
 
 #: How the libraries of linear algebra are told how many threads to use.
 THREAD_VARIABLES = (
@@ -150,6 +153,28 @@ def one_thread() -> None:
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
+
+
+def side_by_side(function: Callable[[T], U], items: Iterable[T]) -> list[U]:
+    """Apply a function to items, as many at a time as there are processors, each with one thread.
+
+    For functions that leave the interpreter, such as linear algebra and filters. An item is computed
+    as if it were alone, so the number of processors changes no digit.
+
+    Parameters
+    ----------
+    function : called with one item
+    items : their results come in the same order
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    one = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    try:
+        with ThreadPoolExecutor(n_processors(), **one) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(before)  # what a thread sets is the default of later ones
 
 
 def peak_rss_mb() -> float:
