@@ -74,7 +74,7 @@ verify: environment ## the same after reading every file, also of the recording,
 	$(PY) -m sgdm_utils status --study $(STUDY) --verify
 
 seeds: environment ## train with the extra seeds of a study, too, and split the variance: make seeds STUDY=demo
-	$(PY) -m snakemake --profile config/profiles/local --config study=$(STUDY) extra_seeds=true
+	$(PY) -m snakemake --profile config/profiles/local $(RESOURCES) --config study=$(STUDY) extra_seeds=true
 	$(PY) -m sgdm_utils run experiments/20_seeds --study $(STUDY) --seed $(SEED)
 
 evaluate: environment ## score the stored reconstructions of a study anew: make evaluate STUDY=demo SEED=0

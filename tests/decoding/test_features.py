@@ -559,3 +559,9 @@ def test_progress_is_shown_when_it_is_wanted(tmp_path, capsys):
     assert "23/23" in capsys.readouterr().err
     compute(tmp_path / "g.npy")
     assert not capsys.readouterr().err
+
+
+def test_stored_features_are_read_without_loading_open_clip():
+    """It takes more than a second, in each of the notebooks that know embeddings from files only."""
+    code = "import sys, sgdm_utils.decoding.trained; sys.exit('open_clip' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -39,3 +40,29 @@ def test_whoever_says_how_many_threads_is_obeyed(name):
     told = {name: "3", "OMP_WAIT_POLICY": "active"}
     machine.share_processors(environment := dict(told))
     assert environment == told
+
+
+def test_items_are_computed_side_by_side_as_if_each_were_alone(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(machine, "n_processors", lambda: 2)
+    before, together = torch.get_num_threads(), threading.Barrier(2, timeout=60)
+    torch.set_num_threads(3)
+
+    def compute(item):
+        together.wait()  # breaks where two do not compute at once
+        return item, torch.get_num_threads()
+
+    try:
+        assert machine.side_by_side(compute, range(4)) == [(i, 1) for i in range(4)]
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError):
+            machine.side_by_side(lambda item: 1 / item, (1, 0))
+        assert torch.get_num_threads() == 3
+        fresh = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        found = []
+        fresh.start()
+        fresh.join()
+        assert found == [3]
+    finally:
+        torch.set_num_threads(before)
