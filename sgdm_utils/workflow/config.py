@@ -7,6 +7,7 @@ cell, which is the only place where names, types and defaults are declared.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import itertools
@@ -468,9 +469,13 @@ def _section_problems(notebook: str, values: dict[str, Any]) -> list[str]:
             problems.append(f"{where}: is set for you, from study, subjects and seeds above")
         elif name not in known:
             free = [key for key in known if key not in _SET_BY_PLAN]
-            problems.append(
-                f"{where}: unknown parameter. {_suggest(str(name), free, 'parameters')}"
+            others = _declared_by(str(name))
+            hint = (
+                f"It is one of {' and '.join(others)}: write it in that section"
+                if others
+                else _suggest(str(name), free, "parameters")
             )
+            problems.append(f"{where}: unknown parameter. {hint}")
         elif problem := type_problem(known[name], value):
             problems.append(f"{where}: {problem}")
     return problems
@@ -486,6 +491,17 @@ def _check_choice(
         listing = ", ".join(map(str, choices))
         problem = "is needed" if given is None else f"{given} is not part of study {config.study!r}"
         raise ConfigError(f"{notebook}: --{what} {problem}; choose from: {listing}")
+
+
+def _declared_by(name: str) -> list[str]:
+    """Notebooks of the chain that declare a parameter of this name."""
+    found = []
+    for stage in paths.STAGES.values():
+        with contextlib.suppress(
+            ConfigError
+        ):  # one that cannot be read is told of by its own section
+            found += [stage.notebook] if name in notebook_parameters(stage.notebook) else []
+    return found
 
 
 def _as_declared(parameter: Parameter, value: Any) -> Any:

@@ -216,6 +216,13 @@ def test_a_training_seed_cannot_be_set_in_a_section(project):
     assert "03_contrastive_alignment.seed: is set for you" in refusal()
 
 
+def test_a_parameter_of_another_notebook_is_sent_there(project):
+    """As those of a configuration that was written before a notebook was divided."""
+    project("notebooks: {03_contrastive_alignment: {snr: 1.0}}")
+    message = refusal()
+    assert "unknown parameter. It is one of 00_data: write it in that section" in message
+
+
 def test_all_findings_are_listed_at_once(project):
     project("notebooks: {00_data: {snr: a, n_scene: 3}, 03_contrastive_alignement: {rate: 1.0}}")
     message = refusal()
