@@ -2,8 +2,8 @@
 
 ``python -m sgdm_utils publish``, after ``make demo`` and ``make experiments``; `make notebooks` calls it.
 
-Only outputs (without stderr) and execution counts are taken, and only from a run of exactly the cells that stand in
-``notebooks/``: an edit made since is neither lost nor given the outputs of older code.
+Only outputs (without stderr) and execution counts are taken, and only from a run of exactly the code that stands in
+``notebooks/``: an edit made since is neither lost nor given the outputs of older code. The text may have been edited.
 """
 
 from __future__ import annotations
@@ -46,17 +46,20 @@ def adopt(step: config.Step) -> str | None:
     target = paths.notebook_path(step.notebook)
     notebook = nbformat.read(target, as_version=4)
     executed = nbformat.read(step.executed, as_version=4)
-    if len(notebook.cells) != len(executed.cells):
-        return f"{step.notebook} has other cells than its executed copy: run make demo (or make experiments)"
-    for number, (cell, done) in enumerate(zip(notebook.cells, executed.cells, strict=True), 1):
+    code, ran = ([c for c in book.cells if c.cell_type == "code"] for book in (notebook, executed))
+    if len(code) != len(ran):
+        return f"{step.notebook} has other code than its executed copy: run make demo (or make experiments)"
+    for number, (cell, done) in enumerate(zip(code, ran, strict=True), 1):
         if cell.source != done.source:
-            return f"cell {number} of {step.notebook} has been edited since it ran: run make demo (or make experiments)"
-        if cell.cell_type == "code":
-            if any(output.output_type == "error" for output in done.outputs):
-                return f"cell {number} of {step.notebook} failed: the study has to run through"
-            # warnings name files of the machine that ran them, and nbval does not compare them
-            told = [smaller(o) for o in done.outputs if o.get("name") != "stderr"]
-            cell.outputs, cell.execution_count = told, done.execution_count
+            return (
+                f"code cell {number} of {step.notebook} has been edited since it ran: run make demo "
+                "(or make experiments)"
+            )
+        if any(output.output_type == "error" for output in done.outputs):
+            return f"code cell {number} of {step.notebook} failed: the study has to run through"
+        # warnings name files of the machine that ran them, and nbval does not compare them
+        told = [smaller(o) for o in done.outputs if o.get("name") != "stderr"]
+        cell.outputs, cell.execution_count = told, done.execution_count
     if "widgets" in executed.metadata:
         notebook.metadata.widgets = executed.metadata.widgets
     nbformat.write(notebook, target)

@@ -301,9 +301,11 @@ def reliability_and_maps(
     for (subject, reliability), shade in zip(ceilings.items(), shades, strict=True):
         colour = 1 - shade * (1 - np.array(to_rgb(COLOURS["eeg"])))
         axes[0].plot(times * 1000, reliability.mean(0), color=colour, label=plain(subject))
-    draw_chance(axes[0], 0.0, "nothing repeats")
+    draw_chance(axes[0], 0.0, "_")
     axes[0].set(xlabel="time (ms)", ylabel="mean over channels", title="reliability")
-    axes[0].legend(fontsize=7, loc="upper right", framealpha=0.85)
+    axes[0].legend(fontsize=7, loc="upper left", handlelength=1.0)  # nothing is high before onset
+    note = {"transform": axes[0].transAxes, "ha": "right", "fontsize": 7}
+    axes[0].text(0.99, 0.02, "dashed: nothing repeats", **note)
     axes[1].plot(times * 1000, evoked_uv.T, color=COLOURS["eeg"], alpha=0.35, linewidth=0.7)
     axes[1].set(xlabel="time (ms)", ylabel="µV", title=plain(title))
     limit = np.abs(evoked_uv).max()
