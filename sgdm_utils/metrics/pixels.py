@@ -62,8 +62,15 @@ def check_pictures(pictures: Pictures, name: str) -> Tensor:
     return pictures.clamp(0, 1)
 
 
-def pixcorr(real: Pictures, recon: Pictures) -> np.ndarray:
+def pixcorr(real: Pictures, recon: Pictures, of_constant: float | None = None) -> np.ndarray:
     """Pearson correlation of all pixels and colours, at 425 x 425 after 256 x 256.
+
+    Parameters
+    ----------
+    real, recon : float tensors or arrays of shape (n, 3, height, width) in [0, 1]
+    of_constant : float, optional
+        Score of a *reconstruction* that is of one value throughout, as a sampler may draw it with too
+        few steps: its correlation is undefined, and without this it is refused.
 
     Returns
     -------
@@ -75,13 +82,18 @@ def pixcorr(real: Pictures, recon: Pictures) -> np.ndarray:
         A picture is constant (its correlation is undefined); see also `check_pictures`.
     """
     real, recon = _check_pair(real, recon)
+    scores = np.full(len(real), np.nan if of_constant is None else of_constant)
+    defined = np.ones(len(real), dtype=bool)
     for name, pictures in (("real", real), ("recon", recon)):
         flat = pictures.flatten(1)
-        constant = torch.nonzero(flat.amax(1) == flat.amin(1))[:, 0].tolist()
-        if constant:
+        varies = (flat.amax(1) > flat.amin(1)).cpu().numpy()
+        if not varies.all() and (name == "real" or of_constant is None):
+            constant = np.flatnonzero(~varies).tolist()
             raise ValueError(
                 f"{name}: pictures {constant[:8]} are constant, their correlation is undefined"
+                + (". Say what they count as: of_constant=0.0" if name == "recon" else "")
             )
+        defined &= varies
 
     def correlate(a: Tensor, b: Tensor) -> Tensor:
         sizes = (PROTOCOL_SIZE, CORRELATION_SIZE)
@@ -90,7 +102,8 @@ def pixcorr(real: Pictures, recon: Pictures) -> np.ndarray:
         power = _resized_product(a, a, sizes) * _resized_product(b, b, sizes)
         return _resized_product(a, b, sizes) / power.sqrt()
 
-    return _score_in_chunks(correlate, real, recon)
+    scores[defined] = _score_in_chunks(correlate, real[defined], recon[defined])
+    return scores
 
 
 def ssim(real: Pictures, recon: Pictures) -> np.ndarray:

@@ -142,6 +142,18 @@ def test_pixcorr_refuses_constant_pictures(pair):
         pixels.pixcorr(pair[0], recon)
 
 
+def test_a_constant_reconstruction_counts_as_what_it_is_said_to(pair):
+    """A sampler with one step may draw a black picture; the scores of the others stay as they are."""
+    real, recon = pair[0], pair[1].copy()
+    recon[3], others = 0.25, np.arange(len(real)) != 3
+    scores = pixels.pixcorr(real, recon, of_constant=0.0)
+    assert scores[3] == 0
+    np.testing.assert_array_equal(scores[others], pixels.pixcorr(real[others], recon[others]))
+    assert (pixels.pixcorr(real, np.full_like(real, 0.5), of_constant=-1.0) == -1).all()
+    with pytest.raises(ValueError, match=r"real: pictures \[3\] are constant"):
+        pixels.pixcorr(recon, real, of_constant=0.0)
+
+
 # --- identification and retrieval ---------------------------------------------------------------
 
 
