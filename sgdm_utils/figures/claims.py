@@ -148,7 +148,9 @@ def _chance(table: pd.DataFrame, claim: Claim) -> str:
     metrics = {metric for *_, metric in claim.values}
     models = {model for _, model, *_ in claim.values}
     here = table[table["metric"].isin(metrics) & table["model"].isin(models)]
-    return " to ".join(sorted({f"{v:.2g}" for v in here["chance"].dropna()})) or "-"
+    levels = here["chance"].dropna()
+    ends = dict.fromkeys(f"{v:.2g}" for v in (levels.min(), levels.max())) if len(levels) else ["-"]
+    return " to ".join(ends)
 
 
 def _value(
