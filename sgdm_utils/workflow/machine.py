@@ -166,10 +166,11 @@ def side_by_side(function: Callable[[T], U], items: Iterable[T]) -> list[U]:
     function : called with one item
     items : their results come in the same order
     """
-    import torch
-
-    before = torch.get_num_threads()
-    one = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    torch = sys.modules.get("torch")  # without it there are no threads of its own to hold back
+    if torch is None:
+        with ThreadPoolExecutor(n_processors()) as pool:
+            return list(pool.map(function, items))
+    before, one = torch.get_num_threads(), {"initializer": torch.set_num_threads, "initargs": (1,)}
     try:
         with ThreadPoolExecutor(n_processors(), **one) as pool:
             return list(pool.map(function, items))
