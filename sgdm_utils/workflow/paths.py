@@ -61,7 +61,7 @@ STAGES: dict[str, Stage] = {
         Stage("forward", "04b_forward_model", (*_EEG, "clip", "encoder")),
         Stage("generator", "05_diffusion_training", (*_DATA, "clip")),
         Stage("pipeline", "05b_pipeline", (*_EEG, "clip", *_READERS, "generator")),
-        # the audits open everything
+        # what each step cost is told as well
         Stage(
             "reconstructions",
             "06_evaluation",

@@ -54,8 +54,8 @@ def test_every_artifact_was_made_from_what_the_graph_says_it_reads(smoke_study):
         artifact = artifacts.read_artifact(step.study, step.who, step.stage, step.seed)
         read = {place.rsplit("/", 1)[1] for place in artifact.identity["inputs"]}
         declared = set(paths.STAGES[step.stage].reads)
-        if step.stage == "reconstructions":  # only its audits open it
-            declared -= {"encoder_pretrained"}
+        if step.stage == "reconstructions":  # of these it tells no more than what they cost
+            declared -= {"encoder_pretrained", "generator"}
         assert read == declared, step.notebook
 
 

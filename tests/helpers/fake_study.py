@@ -40,9 +40,10 @@ def notebook(stage: paths.Stage) -> nbformat.NotebookNode:
     seed = "seed" if stage.per_seed else "None"
     read = _READ.get(stage.notebook)
     if read is None:
+        people = "subjects" if "preprocessing" in stage.reads else "()"
         read = (
             'subjects = workflow.read_artifact(study, "joint", "data").notes["subjects"]\n'
-            'inputs = [workflow.read_artifact(study, s, "preprocessing") for s in subjects]'
+            f'inputs = [workflow.read_artifact(study, s, "preprocessing") for s in {people}]'
         )
         read += "".join(
             f'\ninputs.append(workflow.read_artifact(study, "joint", "{s.name}", seed))'
