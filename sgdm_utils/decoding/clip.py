@@ -23,9 +23,7 @@ from sgdm_utils.errors import reading
 from sgdm_utils.stimuli.files import read_picture, stated
 from sgdm_utils.workflow.atomic import digest_file
 
-if (
-    TYPE_CHECKING
-):  # loading it takes more than a second, and most notebooks read stored features only
+if TYPE_CHECKING:  # more than a second to load, and most notebooks read stored features only
     import open_clip
 
 # OpenAI's CLIP normalisation; open_clip expects it in a model's preprocess_cfg

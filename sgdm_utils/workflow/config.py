@@ -497,9 +497,8 @@ def _declared_by(name: str) -> list[str]:
     """Notebooks of the chain that declare a parameter of this name."""
     found = []
     for stage in paths.STAGES.values():
-        with contextlib.suppress(
-            ConfigError
-        ):  # one that cannot be read is told of by its own section
+        # one that cannot be read is told of where it is asked for
+        with contextlib.suppress(ConfigError):
             found += [stage.notebook] if name in notebook_parameters(stage.notebook) else []
     return found
 
