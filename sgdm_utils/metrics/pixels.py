@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +25,8 @@ from torch.nn.functional import interpolate
 PROTOCOL_SIZE = 256  # pixels; every picture is first brought to this size
 CORRELATION_SIZE = 425  # pixels; PixCorr and SSIM are computed at this size
 GRAY_WEIGHTS = (0.2125, 0.7154, 0.0721)  # luma of skimage.color.rgb2gray (Rec. 709)
+_SIZES = (PROTOCOL_SIZE, CORRELATION_SIZE)  # the resizes before PixCorr and SSIM
+_WINDOW_RADIUS = 5  # pixels of the window of SSIM on each side, 3.5 sigma
 _CHUNK = 4  # pictures scored at a time, see `_score_in_chunks`
 RANGE_SLACK = 1e-5  # float32 resizing turns 1 into 1.0000001; that much is clipped
 
@@ -96,11 +97,10 @@ def pixcorr(real: Pictures, recon: Pictures, of_constant: float | None = None) -
         defined &= varies
 
     def correlate(a: Tensor, b: Tensor) -> Tensor:
-        sizes = (PROTOCOL_SIZE, CORRELATION_SIZE)
         # a resized constant is the same constant, so the mean of the large picture comes off first
-        a, b = (x - _resized_mean(x, sizes).view(-1, 1, 1, 1) for x in (a.double(), b.double()))
-        power = _resized_product(a, a, sizes) * _resized_product(b, b, sizes)
-        return _resized_product(a, b, sizes) / power.sqrt()
+        a, b = (x - _resized_mean(x, _SIZES).view(-1, 1, 1, 1) for x in (a.double(), b.double()))
+        power = _resized_product(a, a, _SIZES) * _resized_product(b, b, _SIZES)
+        return _resized_product(a, b, _SIZES) / power.sqrt()
 
     scores[defined] = _score_in_chunks(correlate, real[defined], recon[defined])
     return scores
@@ -109,31 +109,58 @@ def pixcorr(real: Pictures, recon: Pictures, of_constant: float | None = None) -
 def ssim(real: Pictures, recon: Pictures) -> np.ndarray:
     """Structural similarity of the gray pictures at 425 x 425 after 256 x 256.
 
-    scikit-image with a Gaussian window (sigma 1.5 pixels), population covariance, data range 1.
-    The resize is linear, so turning gray *before* it is the same number at a third of the cost.
+    The number of scikit-image with a Gaussian window (sigma 1.5 pixels), population covariance and
+    data range 1, at a third of its cost: turning gray and local means are linear, so both are done
+    on the small picture, and the two variances are needed as a sum only.
 
     Returns
     -------
     ndarray of shape (n,), float64, at most 1
     """
     real, recon = _check_pair(real, recon)
-    weights = torch.tensor(GRAY_WEIGHTS, dtype=torch.float64, device=real.device).view(1, 3, 1, 1)
+    weights = torch.tensor(GRAY_WEIGHTS, dtype=torch.float64, device=real.device).view(3, 1, 1)
 
     def compare(a: Tensor, b: Tensor) -> Tensor:
-        from skimage.metrics import structural_similarity
-
-        gray = []
+        large, means = [], []
         for x in (a, b):
-            luma = (x.double() * weights).sum(1, keepdim=True)
-            large = resized(resized(luma, PROTOCOL_SIZE), CORRELATION_SIZE)
-            gray.append(large[:, 0].cpu().numpy())
-        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-        each = partial(structural_similarity, data_range=1.0, **options)
+            luma = (x.double() * weights).sum(1)
+            rows, columns = (_resizing_matrix(n, _SIZES, x.device) for n in luma.shape[-2:])
+            large.append((rows @ luma @ columns.T).cpu().numpy())
+            rows, columns = (_window_matrix(n, x.device) for n in luma.shape[-2:])
+            means.append((rows @ luma @ columns.T).cpu().numpy())
         # filters and arithmetic of a picture leave the interpreter to the next one
-        return torch.tensor(list(pool.map(each, *gray)), dtype=torch.float64)
+        return torch.tensor(list(pool.map(_ssim_of_one, *large, *means)), dtype=torch.float64)
 
     with ThreadPoolExecutor(_CHUNK) as pool:
         return _score_in_chunks(compare, real, recon)
+
+
+def _ssim_of_one(a: np.ndarray, b: np.ndarray, mean_a: np.ndarray, mean_b: np.ndarray) -> float:
+    """SSIM of two gray pictures (425, 425), given their means in every window that fits inside."""
+    product, squares = _window_mean(a * b), _window_mean(a * a + b * b)
+    of_means, of_squares = mean_a * mean_b, mean_a * mean_a + mean_b * mean_b
+    c1, c2 = 0.01**2, 0.03**2  # K1 and K2 of Wang et al., for data range 1
+    above = (2 * of_means + c1) * (2 * (product - of_means) + c2)
+    below = (of_squares + c1) * (squares - of_squares + c2)
+    return float((above / below).mean())
+
+
+def _window_mean(picture: np.ndarray) -> np.ndarray:
+    """Gaussian mean around every pixel whose window lies inside the picture."""
+    from scipy.ndimage import gaussian_filter
+
+    inside = slice(_WINDOW_RADIUS, -_WINDOW_RADIUS)
+    return gaussian_filter(picture, 1.5, radius=_WINDOW_RADIUS)[inside, inside]
+
+
+@functools.lru_cache(maxsize=32)
+def _window_matrix(length: int, device: torch.device) -> Tensor:
+    """`_window_mean` after the resizes for one axis: a float64 matrix (415, length)."""
+    from scipy.ndimage import gaussian_filter1d
+
+    window = gaussian_filter1d(np.eye(CORRELATION_SIZE), 1.5, axis=0, radius=_WINDOW_RADIUS)
+    window = torch.from_numpy(window[_WINDOW_RADIUS:-_WINDOW_RADIUS]).to(device)
+    return window @ _resizing_matrix(length, _SIZES, device)
 
 
 def mse(real: Pictures, recon: Pictures) -> np.ndarray:

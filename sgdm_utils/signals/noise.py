@@ -123,19 +123,20 @@ class NoiseModel:
         if 4 * n_trials * n_channels * n_times <= _KEPT_BYTES and method == "flip-flop":
             kept = list(residuals())
             residuals = partial(iter, kept)
-        for _ in range(n_iterations if method == "flip-flop" else 1):
+        for turn in range(n_iterations if method == "flip-flop" else 1):
             over_time = np.zeros((n_times, n_times))
             left = _roots(channel, "channel")[1].astype(np.float32)
             for block in residuals():
-                # without turns both marginals come from the same pass over unwhitened residuals
-                white = left @ block if method == "flip-flop" else block
+                white = left @ block if turn else block
                 flat = white.reshape(-1, n_times)
                 over_time += (flat.T @ flat).astype(np.float64)
             time = shrunk(over_time / (n_trials * n_channels), time_shrinkage, "time")
             right = _roots(time, "time")[1].astype(np.float32)
             over_channels = np.zeros((n_channels, n_channels))
             for block in residuals():
-                white = block @ right if method == "flip-flop" else block
+                # without turns both marginals are those of unwhitened residuals
+                flat = block.reshape(-1, n_times)
+                white = (flat @ right if method == "flip-flop" else flat).reshape(block.shape)
                 flat = white.swapaxes(0, 1).reshape(n_channels, -1)
                 over_channels += (flat @ flat.T).astype(np.float64)
             channel = shrunk(over_channels / (n_trials * n_times), channel_shrinkage, "channel")

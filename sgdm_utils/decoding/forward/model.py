@@ -41,7 +41,8 @@ class ForwardModel:
     ----------
     space : SignalSpace
     coefficients : array of shape (n_features, n_outputs), posterior mean
-    directions : array of shape (n_features, rank), right singular vectors of the training features
+    directions : array of shape (n_features, rank), right singular vectors of the training
+        features, by rising singular value
     shrinkage : array of shape (rank, n_outputs), share of each direction that training has settled
     scale : array of shape (n_outputs,), prior variance of an output for features of length 1
     lack_of_fit : array of shape (n_outputs,), variance that the features cannot explain
@@ -121,21 +122,22 @@ class ForwardModel:
             start, explained = _shared_start(shared, space, x, y)
             scale = scale * (1 - explained)
         left = scale * lack_of_fit
-        u, s, vt = np.linalg.svd(x, full_matrices=False)
-        keep = s > 1e-10 * s[0]
-        u, s, vt = u[:, keep], s[keep], vt[keep]
-        power = scale * s[:, None] ** 2
-        shrinkage = power / (power + space.noise_variance / n + left)
-        rest = (u.T @ (y - x @ start)) / s[:, None]
-        coefficients = start + vt.T @ (shrinkage * rest)
+        squared, v = np.linalg.eigh(x.T @ x)
+        keep = squared > 1e-13 * squared[-1]  # as exact as products of float64 are
+        squared, v = squared[keep], np.ascontiguousarray(v[:, keep])
+        gain = scale / (scale * squared[:, None] + space.noise_variance / n + left)
+        shrinkage = gain * squared[:, None]
+        rest = y if shared is None else y - x @ start
+        coefficients = start + v @ (gain * (v.T @ (x.T @ rest)))
         prior = x if prior_features is None else _matrix(prior_features, "prior_features")
         if prior.shape[1] != x.shape[1]:
             raise ForwardError(f"prior_features have {prior.shape[1]} columns, not {x.shape[1]}")
         mean = prior.mean(0)
-        covariance = (prior - mean).T @ (prior - mean) / len(prior)
+        centred = prior - mean
+        covariance = centred.T @ centred / len(prior)
         told = {"lack_of_fit": lack_of_fit, "n_pictures": len(x), "n_repetitions": float(n)}
         model = cls(
-            space, coefficients, vt.T, shrinkage, scale, left, mean, covariance,
+            space, coefficients, v, shrinkage, scale, left, mean, covariance,
             np.zeros_like(left), told | (notes or {}),
         )  # fmt: skip
         some = prior[:: max(1, len(prior) // 2000)]

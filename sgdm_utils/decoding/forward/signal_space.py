@@ -18,7 +18,7 @@ import numpy as np
 
 from sgdm_utils.signals.noise import NoiseError, NoiseModel
 
-_BLOCK_BYTES = 64 << 20  # of float32 halves: pictures that are held at once
+_BLOCK_BYTES = 64 << 20  # of float32 trials: pictures that are held at once
 _KEPT_BYTES = 5 << 29  # of float32 halves that are kept rather than read and whitened three times
 
 
@@ -173,19 +173,22 @@ def measure_responses(
             "repeats, so at least 3 have to be. Give trials before averaging"
         )
     halves = partial(_halves, eeg, groups, noise)
-    if 8 * len(groups) * noise.n_channels * noise.n_times <= _KEPT_BYTES:
-        kept = list(halves())
-        halves = partial(iter, kept)
+    keep = 8 * len(groups) * noise.n_channels * noise.n_times <= _KEPT_BYTES
+    if keep:
+        halves = partial(iter, list(halves()))
     space = _bases(halves, twice, noise)
+    turned = partial(_turned_halves, halves, space)
+    if keep:  # in the place of the whitened halves, which nothing asks for any more
+        turned = partial(iter, list(turned()))
     cells = np.zeros(noise.n_channels * noise.n_times)
     power, sums = np.zeros_like(cells), np.zeros((2, len(cells)))
     freedom = 0.0
-    for some, first, second, n in halves():
-        a, b = (_turned(half[twice[some]], space) for half in (first, second))
-        cells += (a * b).sum(0)
-        sums += a.sum(0), b.sum(0)
-        n = n[:, twice[some]]
-        power += ((a - b) ** 2 / (1 / n[0] + 1 / n[1])[:, None]).sum(0)
+    for some, first, second, n in turned():
+        a, b, n = (_rows(x, twice[some]) for x in (first, second, n.T))
+        cells += (a * b).sum(0, dtype=np.float64)
+        sums += a.sum(0, dtype=np.float64), b.sum(0, dtype=np.float64)
+        weight = (1 / (1 / n).sum(1)).astype(np.float32)
+        power += (np.square(a - b) * weight[:, None]).sum(0, dtype=np.float64)
         freedom += len(a)
     cells = (cells - sums[0] * sums[1] / freedom) / (freedom - 1)
     product = np.outer(np.maximum(space.channel, 0), np.maximum(space.time, 0)).ravel()
@@ -198,11 +201,11 @@ def measure_responses(
             "are the pictures assigned to the right trials?"
         )
     outputs = np.empty((len(shown), len(order)))
-    for some, first, second, n in halves():
-        mean = (n[0, :, None, None] * first + n[1, :, None, None] * second) / n.sum(0)[
-            :, None, None
-        ]
-        outputs[some] = _turned(mean, space)[:, order]
+    for some, first, second, n in turned():
+        share = n[0] / n.sum(0)
+        outputs[some] = (
+            share[:, None] * first[:, order] + (1 - share)[:, None] * second[:, order]
+        )
     center = outputs.mean(0)
     found = SignalSpace(
         noise, space.channel_basis, space.time_basis, order, signal[order],
@@ -226,10 +229,10 @@ def _bases(halves: Any, twice: np.ndarray, noise: NoiseModel) -> _Bases:
     time, channel = np.zeros((n_times, n_times)), np.zeros((n_channels, n_channels))
     sums, n = np.zeros((2, n_channels, n_times)), 0
     for some, first, second, _ in halves():
-        a, b = (x[twice[some]].astype(np.float64) for x in (first, second))
-        time += np.tensordot(a, b, ([0, 1], [0, 1]))
-        channel += np.tensordot(a, b, ([0, 2], [0, 2]))
-        sums += a.sum(0), b.sum(0)
+        a, b = (_rows(x, twice[some]) for x in (first, second))
+        time += a.reshape(-1, n_times).T @ b.reshape(-1, n_times)
+        channel += (a @ b.swapaxes(1, 2)).sum(0, dtype=np.float64)
+        sums += a.sum(0, dtype=np.float64), b.sum(0, dtype=np.float64)
         n += len(a)
     time = (time - sums[0].T @ sums[1] / n) / ((n - 1) * n_channels)
     channel = (channel - sums[0] @ sums[1].T / n) / ((n - 1) * n_times)
@@ -243,26 +246,54 @@ def _turned(white: np.ndarray, bases: _Bases | SignalSpace) -> np.ndarray:
     return turned.reshape(len(white), white.shape[1] * white.shape[2])
 
 
+def _rows(block: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Rows of a block; the block itself, not a copy, where all of them are wanted."""
+    return block if which.all() else block[which]
+
+
+def _both_axes(block: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """`left @ epoch @ right` of every epoch of a block, in place."""
+    flat = block.reshape(-1, block.shape[-1])  # one product of all epochs
+    np.matmul(left, (flat @ right).reshape(block.shape), out=block)
+
+
+def _turned_halves(halves: Any, bases: _Bases) -> Iterator[tuple]:
+    """Whitened halves in the eigenbases, (n, n_channels * n_times), written over the halves."""
+    left = np.ascontiguousarray(bases.channel_basis.T, np.float32)
+    right = bases.time_basis.astype(np.float32)
+    for some, first, second, n in halves():
+        for half in (first, second):
+            _both_axes(half, left, right)
+        yield some, first.reshape(len(first), -1), second.reshape(len(second), -1), n
+
+
 def _halves(
     eeg: Any, groups: Sequence[np.ndarray], noise: NoiseModel
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
     """Whitened averages of even and odd repetitions for blocks of pictures, and their numbers.
 
     A picture with one trial has it in the first half and zeros, with number 0, in the second.
+    Products are float32, as the trials are: they lose no more than storing them has lost.
     """
-    step = max(1, _BLOCK_BYTES // (8 * noise.n_channels * noise.n_times))
+    left, right = (m.astype(np.float32) for m in (noise.channel_whitener, noise.time_whitener))
+    size = 4 * noise.n_channels * noise.n_times
+    lengths = [len(group) for group in groups]
+    step = max(1, _BLOCK_BYTES // (size * max(2, *lengths)))
     for start in range(0, len(groups), step):
         some = groups[start : start + step]
+        trials = np.asarray(eeg[np.concatenate(some)], np.float32)
+        ends = np.cumsum(lengths[start : start + step])
         halves = np.zeros((2, len(some), *eeg.shape[1:]), np.float32)
-        n = np.zeros((2, len(some)))
-        for i, rows in enumerate(some):
-            trials = np.asarray(eeg[rows], np.float32)
-            if not np.isfinite(trials).all():
-                raise NoiseError(
-                    f"trial {int(rows[~np.isfinite(trials).all((1, 2))][0])} holds NaN"
-                )
-            for h in (0, 1):
-                if len(trials[h::2]):
-                    halves[h, i], n[h, i] = trials[h::2].mean(0), len(trials[h::2])
-        white = noise.whiten(halves)
-        yield slice(start, start + len(some)), white[0], white[1], n
+        for i, (end, length) in enumerate(zip(ends, lengths[start:], strict=False)):
+            for h in range(min(length, 2)):
+                np.mean(trials[end - length + h : end : 2], axis=0, out=halves[h, i])
+        if not np.isfinite(halves).all():
+            lost = int(np.flatnonzero(~np.isfinite(trials).all((1, 2)))[0])
+            raise NoiseError(
+                f"trial {int(np.concatenate(some)[lost])} (from 0) holds NaN or infinity: leave "
+                "it out (rows), or mark the channel as bad and interpolate it"
+            )
+        n = np.array([[(len(rows) + 1) // 2, len(rows) // 2] for rows in some], float).T
+        for half in halves:
+            _both_axes(half, left, right)
+        yield slice(start, start + len(some)), halves[0], halves[1], n
