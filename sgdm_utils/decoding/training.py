@@ -66,9 +66,10 @@ def training_dtype(device: torch.device | str, large: bool = False) -> torch.dty
     Parameters
     ----------
     device : where the networks compute
-    large : bool, whether they are large (Stable Diffusion). Those gain from any bfloat16 instructions,
-        the small networks of this study from matrix units (AMX) only: without them a step of its UNet
-        takes a tenth longer than in float32 (`reports/LOG.md`, 2026-11-30).
+    large : bool, whether they are large (Stable Diffusion)
+        The small networks of this study gain on graphics cards only: on processors with bfloat16
+        instructions a step of its UNet takes a tenth longer than in float32, with matrix units
+        (AMX) a quarter (`reports/LOG.md`, 2026-11-30 and 2026-12-01).
 
     Returns
     -------
@@ -76,11 +77,12 @@ def training_dtype(device: torch.device | str, large: bool = False) -> torch.dty
     """
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if not large or torch.device(device).type != "cpu":
+        return torch.float32
     # torch names its probes differently from version to version; a missing one counts as "no"
-    probes = ("_is_amx_tile_supported", *(("_is_avx512_bf16_supported",) if large else ()))
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     able = any(getattr(torch.cpu, name, lambda: False)() for name in probes)
     # asked to keep to older instructions (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA), it would emulate
     limited = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
     limited |= os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in OLDER_INSTRUCTIONS
-    able &= torch.device(device).type == "cpu" and not limited
-    return torch.bfloat16 if able else torch.float32
+    return torch.bfloat16 if able and not limited else torch.float32

@@ -126,7 +126,7 @@ def module_digests(sources: Sequence[str], beside: Path | None = None) -> dict[s
 def essence(source: str) -> str:
     """Return `source` without comments, docstrings and blank lines, if it is plain Python."""
     try:
-        nodes = list(ast.walk(ast.parse(source)))
+        nodes = _nodes(source)
         comments = [
             t
             for t in tokenize.generate_tokens(io.StringIO(source).readline)
@@ -141,6 +141,11 @@ def essence(source: str) -> str:
     for first, last in _docstrings(nodes):
         lines[first - 1 : last] = [""] * (last - first + 1)
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+@functools.lru_cache(maxsize=4)  # what is asked for twice is asked for at once
+def _nodes(source: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source)))
 
 
 def _docstrings(nodes: list[ast.AST]) -> Iterator[tuple[int, int]]:
@@ -238,12 +243,12 @@ def _imports_and_chains(
 ) -> tuple[list[tuple[str | None, str | None, str | None]], list[tuple[str, ...]]]:
     """Imports as (module below the package or None, name, local name), and dotted names in use."""
     try:
-        nodes = list(ast.walk(ast.parse(source)))
+        nodes = _nodes(source)
     except SyntaxError:  # magics of IPython
         lines = source.splitlines()
         plain = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
         try:
-            nodes = list(ast.walk(ast.parse(plain)))
+            nodes = _nodes(plain)
         except SyntaxError:
             return [], []
     imports: list[tuple[str | None, str | None, str | None]] = []

@@ -536,9 +536,9 @@ def test_training_dtype_is_one_that_the_processor_computes_in(monkeypatch):
     assert training.training_dtype("cpu", large=True) == torch.float32
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     assert training.training_dtype("cpu", large=True) == torch.bfloat16
-    assert training.training_dtype("cpu") == torch.float32  # small networks gain nothing there
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert training.training_dtype(torch.device("cpu")) == torch.bfloat16
+    assert training.training_dtype(torch.device("cpu"), large=True) == torch.bfloat16
+    assert training.training_dtype("cpu") == torch.float32  # small networks gain nothing there
 
 
 @pytest.mark.parametrize("variable", ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"])
@@ -549,4 +549,4 @@ def test_bfloat16_is_not_emulated_where_older_instructions_are_asked_for(monkeyp
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: aten)
     if variable == "ONEDNN_MAX_CPU_ISA":
         monkeypatch.setenv(variable, "avx2")
-    assert training.training_dtype("cpu") == torch.float32
+    assert training.training_dtype("cpu", large=True) == torch.float32
