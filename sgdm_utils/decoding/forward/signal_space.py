@@ -203,9 +203,7 @@ def measure_responses(
     outputs = np.empty((len(shown), len(order)))
     for some, first, second, n in turned():
         share = n[0] / n.sum(0)
-        outputs[some] = (
-            share[:, None] * first[:, order] + (1 - share)[:, None] * second[:, order]
-        )
+        outputs[some] = share[:, None] * first[:, order] + (1 - share)[:, None] * second[:, order]
     center = outputs.mean(0)
     found = SignalSpace(
         noise, space.channel_basis, space.time_basis, order, signal[order],
