@@ -137,7 +137,7 @@ def test_one_person_of_things_eeg2(tmp_path):
     write(before, ours, theirs)
     assert ours["gb"] < 4
     if PICTURES >= 16_000:  # noise is measured on 2,000 pictures, whatever their number
-        assert ours["s"] < theirs["s"]
+        assert theirs["s"] / ours["s"] >= 2
 
 
 if __name__ == "__main__":

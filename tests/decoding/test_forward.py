@@ -133,6 +133,39 @@ def test_signal_space_holds_the_answers_and_epochs_come_back(study):
     assert 0.8 < space.noise_variance.mean() < 1.2
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_answers_are_the_projected_averages_of_each_picture(study, kept, monkeypatch):
+    gone = np.random.default_rng(4).random(len(study["train"])) < 0.4
+    rows = np.random.default_rng(5).permutation(study["train"][~gone])
+    n_bytes = 4 * C * T * REPS * 7  # seven pictures at once
+    monkeypatch.setattr(signal_space, "_BLOCK_BYTES", n_bytes)
+    if not kept:
+        monkeypatch.setattr(signal_space, "_KEPT_BYTES", 0)
+    eeg, picture = study["eeg"], study["picture"]
+    found = signal_space.measure_responses(eeg, picture, study["noise"], rows, n_outputs=40)
+    shown, count = np.unique(picture[rows], return_counts=True)
+    assert set(count) == {1, 2, 3, 4}
+    np.testing.assert_array_equal(found.pictures, shown)
+    np.testing.assert_array_equal(found.n_repetitions, count)
+    averages = np.stack([eeg[rows[picture[rows] == p]].mean(0) for p in shown])
+    np.testing.assert_allclose(found.outputs, found.space.project(averages), atol=2e-4)
+
+
+def test_a_trial_that_holds_nan_is_named(study):
+    eeg = study["eeg"].copy()
+    eeg[37, 2, 5] = np.nan
+    with pytest.raises(NoiseError, match=r"trial 37 \(from 0\) holds NaN"):
+        signal_space.measure_responses(eeg, study["picture"], study["noise"], study["train"])
+
+
+def test_features_that_repeat_each_other_change_no_prediction(study):
+    x = study["x"]
+    half = np.concatenate([x[:, :5] / np.sqrt(2), x[:, 5:], x[:, :5] / np.sqrt(2)], axis=1)
+    model = forward.ForwardModel.fit(half, study["responses"], 0.1)
+    for found, expected in zip(model.predict(half[N:]), study["model"].predict(x[N:]), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+
+
 def test_prediction_follows_the_truth_and_knows_its_error(study):
     # this brain is linear in the features: nothing is left that they cannot explain
     model = forward.ForwardModel.fit(study["x"], study["responses"], 0.0)
