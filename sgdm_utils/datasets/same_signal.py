@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import mne
@@ -60,15 +61,17 @@ def require_different(
     chosen = [names[i] for i in np.linspace(0, len(names) - 1, N_CHANNELS).astype(int)]
     chosen = list(dict.fromkeys(chosen))
     traces: list[_Trace | None] = []
+    # headers and events take longer to read than a minute of the signal
+    opened = lru_cache(maxsize=64)(partial(mne.io.read_raw, verbose="error"))
     for i, file in enumerate(files):
-        trace = _trace(file, chosen)
+        trace = _trace(opened(file), chosen)
         for j, other in enumerate(traces):
             _refuse(files[j], other, file, trace)
             shift = _shift(events[j], events[i])
             if shift is not None and abs(shift) > LENGTH_S - OVERLAP_S:
                 start = max(0.0, -shift)
-                _refuse(files[j], _trace(files[j], chosen, start + shift),
-                        file, _trace(file, chosen, start))  # fmt: skip
+                _refuse(files[j], _trace(opened(files[j]), chosen, start + shift),
+                        file, _trace(opened(file), chosen, start))  # fmt: skip
         traces.append(trace)
 
 
@@ -86,9 +89,8 @@ def _refuse(one: Path, a: _Trace | None, other: Path, b: _Trace | None) -> None:
         )
 
 
-def _trace(file: Path, ch_names: list[str], start_s: float = 0.0) -> _Trace | None:
+def _trace(raw: mne.io.BaseRaw, ch_names: list[str], start_s: float = 0.0) -> _Trace | None:
     """Read a trace from `start_s` on, or from where a signal begins; None where there is none."""
-    raw = mne.io.read_raw(file, verbose="error")
     picks = [raw.ch_names.index(name) for name in ch_names if name in raw.ch_names]
     sfreq, start = raw.info["sfreq"], round(start_s * raw.info["sfreq"])
     n = round(LENGTH_S * sfreq)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from sgdm_utils.datasets.electrodes import electrode_positions
 
 OWN_HZ = 100.0  # rate of the temporal convolutions; the evoked answer lies well below half of it
+GROUP_WIDTH = 16  # channels that a temporal convolution mixes
 
 
 def resampling_matrix(n_times: int, sfreq: float, new_sfreq: float = OWN_HZ) -> torch.Tensor:
@@ -87,15 +88,52 @@ class SpatialAttention(nn.Module):
         return self.weights(positions, mask) @ eeg
 
 
+class CoarseDropout(nn.Module):
+    """Dropout whose rate is a multiple of 1/256, so that a random byte decides about a value.
+
+    On a processor, drawing a random number for each of many values takes longer than what is
+    done with them; eight bytes of one number take an eighth. Kept values are divided by the share
+    that is kept, as in any dropout. Other devices draw in parallel and use PyTorch's own.
+
+    Parameters
+    ----------
+    p : float in [0, 1), share of values that become 0, rounded to the next multiple of 1/256
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"p is {p}: the share of values to drop is at least 0 and below 1")
+        self.p = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Any shape."""
+        kept = max(1, round(256 * (1 - self.p)))
+        if not self.training or kept == 256:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, 1 - kept / 256)
+        numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        mask = numbers.view(torch.uint8)[: x.numel()].view(x.shape) < kept
+        return x * mask.to(x.dtype).mul_(256 / kept)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
 class TemporalBlock(nn.Module):
-    """Residual temporal convolution, normalised over channels."""
+    """Residual temporal convolution, normalised over channels.
+
+    Channels are convolved in groups of `GROUP_WIDTH`, and the pointwise map mixes the groups.
+    """
 
     def __init__(self, width: int, kernel: int, dilation: int, dropout: float) -> None:
         super().__init__()
         padding = dilation * (kernel // 2)
+        groups = width // GROUP_WIDTH if width % GROUP_WIDTH == 0 else 1
         self.net = nn.Sequential(
             nn.GroupNorm(8, width),
-            nn.Conv1d(width, width, kernel, padding=padding, dilation=dilation),
+            nn.Conv1d(width, width, kernel, padding=padding, dilation=dilation, groups=groups),
             nn.GELU(),
             nn.Dropout1d(dropout),
             nn.Conv1d(width, width, 1),
@@ -120,8 +158,11 @@ class SGDMEncoder(nn.Module):
     n_chans, n_outputs, n_times, chs_info, sfreq : braindecode's signature; `n_outputs` is the
         dimension of `z_eeg`, `chs_info` gives the default electrode positions, `sfreq` is in Hz
     n_subjects : int, subjects with a layer of their own; subject -1 uses their mean
-    n_virtual, width : int, virtual sensors and feature channels
+    n_virtual, width : int, virtual sensors and feature channels (a multiple of 8)
     dropout : float, on features and before the projection
+    bottleneck : int
+        Dimensions between features and `z_eeg` where `n_outputs` is more: answers to pictures
+        differ in fewer directions than the embeddings of the pictures do.
     positions : array of shape (n_chans, 3), unit vectors, in place of `chs_info`
 
     Attributes
@@ -144,9 +185,10 @@ class SGDMEncoder(nn.Module):
         sfreq: float = 100.0,
         n_subjects: int = 1,
         n_virtual: int = 64,
-        width: int = 64,
+        width: int = 48,
         dropout: float = 0.3,
         positions: np.ndarray | None = None,
+        bottleneck: int = 128,
     ) -> None:
         super().__init__()
         if positions is None:
@@ -172,7 +214,13 @@ class SGDMEncoder(nn.Module):
         self.n_features_times = (own_times + 1) // 2
         n_features = width * self.n_features_times
         self.norm = nn.LayerNorm(n_features)
-        self.project = nn.Sequential(nn.Dropout(dropout), nn.Linear(n_features, n_outputs))
+        layers = [nn.Linear(n_features, n_outputs)]
+        if bottleneck < n_outputs:
+            layers = [
+                nn.Linear(n_features, bottleneck, bias=False),
+                nn.Linear(bottleneck, n_outputs),
+            ]
+        self.project = nn.Sequential(CoarseDropout(dropout), *layers)
 
     def mixing(
         self, subject: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None = None

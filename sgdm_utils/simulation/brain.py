@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import mne
 import numpy as np
 
 from sgdm_utils.datasets.electrodes import STANDARD_MONTAGE
+from sgdm_utils.workflow.machine import side_by_side
 
 # The cap of THINGS-EEG2 (Gifford et al. 2022), in recording order.
 EEG_CHANNELS = (
@@ -87,7 +89,7 @@ def retinotopic_features(pictures: np.ndarray, grid: int = 4) -> np.ndarray:
         raise ValueError(f"picture size {size} is not a multiple of {2 * grid}")
     if n > _BLOCK:  # ten float copies of all pictures would take gigabytes
         blocks = (pictures[i : i + _BLOCK] for i in range(0, n, _BLOCK))
-        return np.concatenate([retinotopic_features(block, grid) for block in blocks])
+        return np.concatenate(side_by_side(partial(retinotopic_features, grid=grid), blocks))
     rgb = pictures.astype(np.float32) / 255.0
     rgb = rgb.reshape(n, size // 2, 2, size // 2, 2, 3).mean((2, 4))
     r, g, b = np.moveaxis(rgb, -1, 0)

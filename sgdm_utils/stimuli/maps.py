@@ -12,8 +12,10 @@ from skimage.transform import resize
 
 def _outline(silhouette: np.ndarray) -> np.ndarray:
     """Return the pixels of a silhouette with a neighbour (of four) outside it, same shape."""
-    padded = np.pad(silhouette, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    inner = np.zeros_like(silhouette)  # beyond the frame is outside
+    inner[1:-1, 1:-1] = (
+        silhouette[:-2, 1:-1] & silhouette[2:, 1:-1] & silhouette[1:-1, :-2] & silhouette[1:-1, 2:]
+    )
     return silhouette & ~inner
 
 

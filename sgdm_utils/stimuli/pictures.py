@@ -157,10 +157,10 @@ def _render(row: dict, size: int, phase: tuple[float, float]) -> tuple[np.ndarra
     picture, pieces = tangrams.render_tangram(placed, size, colour, ground, seams=second)
     silhouette = pieces > 0
     edges = _outline(silhouette)
-    for axis in (0, 1):
-        for step in (-1, 1):  # a seam is drawn on the side of the piece with the higher number
-            beside = np.roll(pieces, step, axis=axis)
-            edges |= (pieces > beside) & (beside > 0)
+    # a seam is drawn on the side of the piece with the higher number
+    for part, map_ in ((edges, pieces), (edges.T, pieces.T)):
+        for here, beside in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
+            part[here] |= (map_[here] > map_[beside]) & (map_[beside] > 0)
     return picture, silhouette, edges, pieces, _relations(row["body"], row["crown"])
 
 

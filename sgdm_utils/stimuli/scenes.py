@@ -194,8 +194,10 @@ def draw_scene(
     draw = ImageDraw.Draw(mask)
     for i, contour in enumerate(contours):
         draw.polygon([tuple(c) for c in contour * large - 0.5], fill=0 if i else 255)
+    # only the rectangle around the object is filled: most of a picture is background
+    seen = mask.getbbox() or (0, 0, 0, 0)
     left, top = (int(p * large) for p in phase)
-    fill = _texture(colour, texture, large).crop((left, top, left + large, top + large))
-    canvas.paste(fill, mask=mask)
+    tile = (left + seen[0], top + seen[1], left + seen[2], top + seen[3])
+    canvas.paste(_texture(colour, texture, large).crop(tile), seen, mask.crop(seen))
     silhouette = np.asarray(mask.reduce(SUPERSAMPLING)) >= 128
     return np.asarray(canvas.reduce(SUPERSAMPLING)), silhouette

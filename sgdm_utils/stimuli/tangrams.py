@@ -313,7 +313,10 @@ def render_tangram(
         draw_label.polygon(outline, fill=i + 1)
     label_map = np.asarray(labels)
     if seams is not None:
-        canvas.paste(seams, mask=Image.fromarray(_seam_mask(label_map, max(3, large // 60))))
+        left, top, right, bottom = seen = labels.getbbox() or (0, 0, 0, 0)
+        mask = _seam_mask(label_map[top:bottom, left:right], max(3, large // 60))
+        if mask.size:
+            canvas.paste(seams, seen, Image.fromarray(mask))
     middle = supersampling // 2
     piece_map = label_map[middle::supersampling, middle::supersampling].copy()
     return np.asarray(canvas.reduce(supersampling)), piece_map
@@ -328,7 +331,11 @@ def _seam_mask(labels: np.ndarray, width: int) -> np.ndarray:
         border = (first != second) & (first > 0) & (second > 0)
         mask[tuple(slice(0, n) for n in border.shape)][border] = 255
     for axis in (0, 1):
-        thin = mask
-        for k in range(width):
-            mask = np.maximum(mask, np.roll(thin, k - width // 2, axis=axis))
+        thin, mask = mask.swapaxes(0, axis), mask.copy()
+        thick = mask.swapaxes(0, axis)
+        for shift in range(-(width // 2), width - width // 2):
+            to, source = thick[max(shift, 0) :], thin[max(-shift, 0) :]
+            n = len(thin) - abs(shift)
+            if n > 0:
+                np.maximum(to[:n], source[:n], out=to[:n])
     return mask * (labels > 0)
