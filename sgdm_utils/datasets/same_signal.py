@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from pathlib import Path
 
 import mne
@@ -61,8 +60,15 @@ def require_different(
     chosen = [names[i] for i in np.linspace(0, len(names) - 1, N_CHANNELS).astype(int)]
     chosen = list(dict.fromkeys(chosen))
     traces: list[_Trace | None] = []
-    # headers and events take longer to read than a minute of the signal
-    opened = lru_cache(maxsize=64)(partial(mne.io.read_raw, verbose="error"))
+    headers: dict[Path, mne.io.BaseRaw] = {}
+
+    def opened(file: Path) -> mne.io.BaseRaw:
+        """Header and events, which take longer to read than a minute of the signal, are kept."""
+        raw = headers.get(file) or mne.io.read_raw(file, verbose="error")
+        if not raw.preload:  # some formats are read whole
+            headers[file] = raw
+        return raw
+
     for i, file in enumerate(files):
         trace = _trace(opened(file), chosen)
         for j, other in enumerate(traces):

@@ -97,7 +97,8 @@ class CoarseDropout(nn.Module):
 
     Parameters
     ----------
-    p : float in [0, 1), share of values that become 0, rounded to the next multiple of 1/256
+    p : float in [0, 1)
+        Share of values that become 0, rounded to the nearest multiple of 1/256, at most 255/256.
     """
 
     def __init__(self, p: float) -> None:
@@ -124,7 +125,8 @@ class CoarseDropout(nn.Module):
 class TemporalBlock(nn.Module):
     """Residual temporal convolution, normalised over channels.
 
-    Channels are convolved in groups of `GROUP_WIDTH`, and the pointwise map mixes the groups.
+    Channels are convolved in groups of `GROUP_WIDTH`, and the pointwise map mixes the groups; a
+    width that is no multiple of that is convolved in one group.
     """
 
     def __init__(self, width: int, kernel: int, dilation: int, dropout: float) -> None:
@@ -214,6 +216,8 @@ class SGDMEncoder(nn.Module):
         self.n_features_times = (own_times + 1) // 2
         n_features = width * self.n_features_times
         self.norm = nn.LayerNorm(n_features)
+        if bottleneck < 1:
+            raise ValueError(f"bottleneck is {bottleneck}: at least one dimension has to be left")
         layers = [nn.Linear(n_features, n_outputs)]
         if bottleneck < n_outputs:
             layers = [

@@ -26,7 +26,7 @@ EEG_CHANNELS = (
 EOG_CHANNELS = ["VEOG", "HEOG"]
 HEAD_RADIUS_M = 0.095
 HEAD_CENTRE_M = (0.0, 0.016, 0.045)  # centre of the sphere that the standard positions lie on
-_BLOCK = 1024  # pictures
+_BLOCK_PIXELS = 1 << 20  # of pictures that are computed at once
 RESPONSE_S = 0.6  # the response to one picture lasts this long
 
 
@@ -87,8 +87,9 @@ def retinotopic_features(pictures: np.ndarray, grid: int = 4) -> np.ndarray:
     n, size = pictures.shape[:2]
     if size % (2 * grid):
         raise ValueError(f"picture size {size} is not a multiple of {2 * grid}")
-    if n > _BLOCK:  # ten float copies of all pictures would take gigabytes
-        blocks = (pictures[i : i + _BLOCK] for i in range(0, n, _BLOCK))
+    block = max(1, _BLOCK_PIXELS // size**2)
+    if n > block:  # ten float copies of all pictures would take gigabytes
+        blocks = (pictures[i : i + block] for i in range(0, n, block))
         return np.concatenate(side_by_side(partial(retinotopic_features, grid=grid), blocks))
     rgb = pictures.astype(np.float32) / 255.0
     rgb = rgb.reshape(n, size // 2, 2, size // 2, 2, 3).mean((2, 4))

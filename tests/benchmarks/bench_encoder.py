@@ -9,7 +9,8 @@ optimiser included. What is asked for is a ratio, since seconds are the machine'
 
 `nice` computes layer by layer, as it was published; `nice merged` joins its two linear layers, which
 gives the same numbers. `sgdm` is ours with one subject and all electrodes; `sgdm, ten people` has a
-subject layer for each of ten people in the batch and leaves out electrodes at random, as training does.
+subject layer for each of ten people in the batch and leaves out electrodes at random, as training does;
+`sgdm, for a card` is what `config/things_eeg2.yaml` trains on a graphics card, wider and without a bottleneck.
 Results go to `reports/benchmarks/encoder.csv`, one row for each encoder and number of cores
 (`OMP_NUM_THREADS`).
 """
@@ -54,10 +55,9 @@ def build(name: str) -> torch.nn.Module:
         return nice_encoder.NICEEncoder(
             N_CHANS, N_OUTPUTS, N_TIMES, sfreq=SFREQ, merge_linear="merged" in name
         )
-    n_subjects = 10 if "ten" in name else 1
-    return encoders.SGDMEncoder(
-        N_CHANS, N_OUTPUTS, N_TIMES, sfreq=SFREQ, n_subjects=n_subjects, positions=positions()
-    )
+    options = {"width": 64, "bottleneck": N_OUTPUTS} if "card" in name else {}
+    options |= {"n_subjects": 10 if "ten" in name else 1, "positions": positions()}
+    return encoders.SGDMEncoder(N_CHANS, N_OUTPUTS, N_TIMES, sfreq=SFREQ, **options)
 
 
 def stepper(name: str, encoder: torch.nn.Module) -> Callable[[], float]:
@@ -125,7 +125,7 @@ def growth_gb(name: str) -> float:
     return peak_gb() - before
 
 
-NAMES = ("nice", "nice merged", "sgdm", "sgdm, ten people")
+NAMES = ("nice", "nice merged", "sgdm", "sgdm, ten people", "sgdm, for a card")
 
 
 def test_one_alignment_step_of_each_encoder():

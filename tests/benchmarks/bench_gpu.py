@@ -106,10 +106,12 @@ def training_step(values, parts, vae, size, batch, device) -> Callable[[], None]
 
 
 def alignment_step(batch: int, device: torch.device) -> Callable[[], None]:
-    """One step of the EEG encoder at the size of THINGS-EEG2."""
+    """One step of the EEG encoder that `config/things_eeg2.yaml` trains."""
     points = np.random.default_rng(0).standard_normal((N_CHANS, 3))
     points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
-    encoder = encoders.SGDMEncoder(N_CHANS, 1024, N_TIMES, sfreq=250.0, positions=points).to(device)
+    encoder = encoders.SGDMEncoder(
+        N_CHANS, 1024, N_TIMES, sfreq=250.0, positions=points, width=64, bottleneck=1024
+    ).to(device)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-4, fused=True)
     eeg = torch.randn(batch, N_CHANS, N_TIMES, device=device)
     target = F.normalize(torch.randn(batch, 1024, device=device), dim=1)

@@ -283,7 +283,7 @@ def _halves(
         ends = np.cumsum(lengths[start : start + step])
         halves = np.zeros((2, len(some), *eeg.shape[1:]), np.float32)
         if len(set(lengths[start : start + step])) == 1:  # one mean of all, to the same digits
-            block = trials.reshape(len(some), -1, *trials.shape[1:])
+            block = trials.reshape(len(some), lengths[start], *trials.shape[1:])
             for h in range(min(block.shape[1], 2)):
                 np.mean(block[:, h::2], axis=1, out=halves[h])
         else:
