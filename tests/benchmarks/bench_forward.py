@@ -9,6 +9,9 @@ space, model, and the choice of the lack of fit on validation pictures. Theirs: 
 sample of the averaged epochs on the same features, which chooses one penalty for each output and has
 neither noise model nor likelihood. Each side is a process of its own; seconds are processor time of all
 its threads, which busy neighbours hardly lengthen, and peak memory is what it needs beyond the imports.
+`ratio` compares everything from the file on. `ratio_fit` is the regression and the choice of the penalty
+alone: theirs of the 15,750 samples of the averages, ours of the 200 outputs that stand for them, without
+what found those. The parts of ours: noise, answers (reading, averaging, whitening, signal space), fit.
 Results go to `reports/benchmarks/forward.csv`, a row for each size.
 """
 
