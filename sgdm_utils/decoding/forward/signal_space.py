@@ -19,6 +19,9 @@ import numpy as np
 from sgdm_utils.signals.noise import NoiseError, NoiseModel
 
 _BLOCK_BYTES = 64 << 20  # of float32 trials: pictures that are held at once
+# Single-trial noise has a variance of about 1 in every direction but those that the filter emptied, in which shrinkage
+# decides. Their answers are as small as rounding, and a likelihood would divide by that.
+_LEAST_NOISE = 1e-3
 _KEPT_BYTES = 5 << 29  # of float32 halves that are kept rather than read and whitened three times
 
 
@@ -144,7 +147,9 @@ def measure_responses(
     picture : int array of shape (n_trials,), picture that each trial shows
     noise : NoiseModel, fitted on the same kind of epochs
     rows : int array, the training trials; default all
-    n_outputs : int, directions to keep at most
+    n_outputs : int
+        Directions to keep at most; those without noise of their own (a variance below 0.001), which a
+        filter emptied, are left out.
     smoothing : float in [0, 1]
         The signal variance of a direction is this share of (channel variance x time variance), plus
         the rest of what was measured in that direction itself.
@@ -193,6 +198,8 @@ def measure_responses(
     cells = (cells - sums[0] * sums[1] / freedom) / (freedom - 1)
     product = np.outer(np.maximum(space.channel, 0), np.maximum(space.time, 0)).ravel()
     signal = (1 - smoothing) * cells + smoothing * product / max(space.total, 1e-12)
+    noise_variance = power / freedom
+    signal[noise_variance < _LEAST_NOISE] = 0
     order = np.argsort(-signal, kind="stable")[:n_outputs]
     order = order[signal[order] > 0]
     if not len(order) or space.total <= 0:
@@ -207,7 +214,7 @@ def measure_responses(
     center = outputs.mean(0)
     found = SignalSpace(
         noise, space.channel_basis, space.time_basis, order, signal[order],
-        power[order] / freedom, center,
+        noise_variance[order], center,
     )  # fmt: skip
     return Responses(found, shown, outputs - center, count)
 
