@@ -228,9 +228,7 @@ def mosaic(
     height = len(rows) * step + group * len(gap_before) + top
     width, end = left + n * step + right, left + n * step + 0.12
     fig = plt.figure(figsize=(width * 0.6, height * 0.6), layout="constrained")
-    fig.set_layout_engine(
-        "none"
-    )  # everything is placed by hand, whatever the style says when saving
+    fig.set_layout_engine("none")  # placed by hand, whatever the style says when it is saved
     ax = fig.add_axes((0, 0, 1, 1))
     small = {"fontsize": 8, "color": "#555555", "linespacing": 1.05}
     for i, title in enumerate(titles):

@@ -208,3 +208,25 @@ def test_background_image_must_fit():
     placed = place(tangram_pieces("boat", "cap"), 0.5, 0.5, 0.4)
     with pytest.raises(ValueError, match="256 x 256"):
         render_tangram(placed, 64, (0, 0, 0), Image.new("RGB", (64, 64)))
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 40])
+def test_seams_are_as_wide_as_asked_and_do_not_come_back_on_the_other_side(width):
+    """Each pixel by itself: is there a border of two tans within the reach of the seam?"""
+    labels = np.zeros((9, 12), np.uint8)
+    labels[:, :5], labels[:4, 5:9], labels[4:, 5:] = 1, 2, 3  # they touch the frame
+    border = np.zeros(labels.shape, bool)
+    for y, x in np.ndindex(labels.shape):
+        for dy, dx in ((0, 1), (1, 0)):
+            if y + dy < 9 and x + dx < 12:
+                a, b = labels[y, x], labels[y + dy, x + dx]
+                border[y, x] |= bool(a and b and a != b)
+    reach = range(-(width // 2), width - width // 2)
+    expected = np.zeros(labels.shape, bool)
+    for y, x in np.argwhere(border):
+        for dy in reach:
+            for dx in reach:
+                if 0 <= y + dy < 9 and 0 <= x + dx < 12:
+                    expected[y + dy, x + dx] = True
+    mask = tangrams._seam_mask(labels, width)
+    assert np.array_equal(mask > 0, expected & (labels > 0)) and set(np.unique(mask)) <= {0, 255}
